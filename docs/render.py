@@ -1,0 +1,119 @@
+"""The pictures of the documentation: a report as a page (wide, narrow, light, dark) and its first sheet.
+
+`python docs/render.py report.html` writes docs/img/report-*.png with the system's chromium, driven by
+Playwright, and docs/img/sheet.png with Pillow. Without chromium the pictures stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from base64 import b64decode
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+HERE = Path(__file__).parent
+WIDTHS = (1280, 390)
+SCHEMES = ("light", "dark")
+# Nothing may reach out: the picture must depend on the file alone.
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+    "--disable-component-update", "--disable-sync", "--disable-quic",
+]  # fmt: skip
+
+
+class Sheets(HTMLParser):
+    """Collects the embedded images of a report: one list of (base, edited) per sheet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sheets: list[list[list[Image.Image]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if values.get("class") == "sheet":
+            self.sheets.append([])
+        elif tag == "figure" and self.sheets:
+            self.sheets[-1].append([])
+        elif tag == "img" and self.sheets and (values.get("src") or "").startswith("data:image/png;base64,"):
+            data = b64decode((values["src"] or "").partition(",")[2])
+            self.sheets[-1][-1].append(Image.open(BytesIO(data)).convert("RGB"))
+
+
+def pages(report: Path, out: Path, height: int) -> list[Path]:
+    """Screenshots of the report at each width and colour scheme, at most `height` pixels tall."""
+    browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser_path is None:
+        print("expected the system's chromium, found none; install it; the pages stay as they are")
+        return []
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        print("expected the package playwright, found none; install efface[dev]; the pages stay as they are")
+        return []
+    written = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
+        for width in WIDTHS:
+            for scheme in SCHEMES:
+                page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                page.goto(report.resolve().as_uri())
+                tall = min(int(page.evaluate("document.documentElement.scrollHeight")), height)
+                path = out / f"report-{width}-{scheme}.png"
+                clip = {"x": 0, "y": 0, "width": width, "height": tall}
+                page.screenshot(path=path, full_page=True, clip=clip)
+                page.close()
+                written.append(path)
+        browser.close()
+    return written
+
+
+def sheet(report: Path, out: Path, across: int = 8, size: int = 128) -> Path | None:
+    """The first sheets of the report as one picture: the base model's images above the edited one's."""
+    parser = Sheets()
+    parser.feed(report.read_text(encoding="utf-8"))
+    rows = [[pair for pair in pairs if len(pair) == 2][:across] for pairs in parser.sheets[:2]]
+    rows = [row for row in rows if row]
+    if not rows:
+        print("expected a report with sheets, found none; the contact sheet stays as it is")
+        return None
+    gap, margin, font = 4, 64, ImageFont.load_default(13)
+    band = 2 * size + gap + 20
+    columns = max(len(row) for row in rows)
+    picture = Image.new("RGB", (margin + columns * (size + gap) - gap, len(rows) * band - 20), "white")
+    draw = ImageDraw.Draw(picture)
+    for r, row in enumerate(rows):
+        for line, label in enumerate(("base", "edited")):
+            top = r * band + line * (size + gap)
+            draw.text((margin - 10, top + size // 2), label, fill="#444444", font=font, anchor="rm")
+            for c, pair in enumerate(row):
+                small = max(pair[line].size) < size
+                how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+                picture.paste(pair[line].resize((size, size), how), (margin + c * (size + gap), top))
+    path = out / "sheet.png"
+    picture.save(path, optimize=True)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Draws the pictures of the documentation from a report.")
+    parser.add_argument("report", type=Path, help="a report.html")
+    parser.add_argument("--out", type=Path, default=HERE / "img", help="folder of the pictures")
+    parser.add_argument("--height", type=int, default=2400, help="cut pages at this many pixels")
+    options = parser.parse_args()
+    if not options.report.is_file():
+        print(f"expected a report.html, found nothing at {options.report}; run `efface measure` first")
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in [sheet(options.report, options.out), *pages(options.report, options.out, options.height)]:
+        if path is not None:
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The bundled reporting judge of the emoji world: a small multi-label conv net (trained by world/train_judge.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from efface.errors import Unavailable, WrongFile
+from efface.judges import Verdict, checked
+
+PREPROCESSING = {"size": 64, "resize": "none", "colours": "RGB", "scale": "x / 127.5 - 1", "dtype": "float32"}
+BATCH = 64
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.norm(self.conv(x)))
+
+
+class Net(nn.Module):
+    """Object head on the last map; style head also on earlier maps, where outlines and shading still show.
+
+    Outputs: object logits (n, objects), style logits (n, styles), extra logits (n, 2: empty, broken),
+    features (n, 258: mean of the 16 x 16 map, mean of the last map, the extra logits).
+    """
+
+    def __init__(self, objects: int, styles: int) -> None:
+        super().__init__()
+        self.edges = nn.Sequential(_conv(3, 24, 6, 2), _conv(24, 64, 3, 2), Residual(64))
+        self.parts = nn.Sequential(_conv(64, 128, 3, 2), Residual(128))
+        self.things = _conv(128, 192, 3, 2)
+        self.object_head = nn.Linear(384, objects)
+        self.style_head = nn.Sequential(nn.Linear(64 + 128 + 384, 96), nn.ReLU(), nn.Linear(96, styles))
+        self.extra_head = nn.Linear(64 + 128 + 384, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        edges = self.edges(x)  # (n, 64, 16, 16)
+        parts = self.parts(edges)  # (n, 128, 8, 8)
+        things = self.things(parts)  # (n, 192, 4, 4)
+        mean = things.mean((2, 3))
+        last = torch.cat([mean, things.amax((2, 3))], 1)
+        every = torch.cat([edges.mean((2, 3)), parts.mean((2, 3)), last], 1)
+        extra = self.extra_head(every)
+        features = torch.cat([edges.mean((2, 3)), mean, extra], 1)
+        return self.object_head(last), self.style_head(every), extra, features
+
+
+def prepare(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (n, 64, 64, 3) to float32 (n, 3, 64, 64) in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class WorldJudge:
+    """Weights and card of the reporting judge; see `efface.judges.Judge`."""
+
+    name = "world"
+    role = "reporting"
+
+    def __init__(self, net: Net, card: dict[str, Any], version: str) -> None:
+        self.card, self.version = card, version
+        self.objects: tuple[str, ...] = tuple(card["objects"])
+        self.styles: tuple[str, ...] = tuple(card["styles"])
+        self._net = net.float().eval().requires_grad_(False)
+        self._thresholds = np.asarray(card["thresholds"], np.float32)  # (labels,)
+        heat = card["temperature"]
+        self._heat = torch.tensor([heat["objects"]] * len(self.objects) + [heat["styles"]] * len(self.styles))
+
+    @torch.inference_mode()
+    def logits(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits before temperature (n, labels) and features (n, 258) of uint8 (n, 64, 64, 3)."""
+        checked(images)
+        parts = [self._net(prepare(torch.from_numpy(images[k : k + BATCH]))) for k in range(0, len(images), BATCH)]
+        if not parts:
+            return torch.zeros(0, len(self._thresholds)), torch.zeros(0, 258)
+        return torch.cat([torch.cat(p[:2], 1) for p in parts]), torch.cat([p[3] for p in parts])
+
+    def look(self, images: np.ndarray) -> Verdict:
+        """Judge uint8 (n, 64, 64, 3); `BadRequest` for any other type or shape."""
+        logits, features = self.logits(images)
+        chance = torch.sigmoid(logits / self._heat).numpy()
+        return Verdict(chance, chance >= self._thresholds, features.numpy())
+
+
+def load(folder: Path | None = None) -> WorldJudge:
+    """The bundled reporting judge, or the one in `folder` (model.safetensors and card.json).
+
+    Raises `Unavailable` when there is none and `WrongFile` when weights and card do not belong together.
+    """
+    from efface import world
+
+    folder = folder or world.folder("judge")
+    weights, card_file = folder / "model.safetensors", folder / "card.json"
+    if not (weights.is_file() and card_file.is_file()):
+        raise Unavailable(
+            f"Expected model.safetensors and card.json in {folder}, found no judge; train one with "
+            "`efface world train judge`."
+        )
+    data, card = weights.read_bytes(), json.loads(card_file.read_text(encoding="utf-8"))
+    if hashlib.sha256(data).hexdigest() != card["weights_sha256"]:
+        raise WrongFile(
+            f"Expected the weights that {card_file} was measured on, got others; train the judge again."
+        )
+    return WorldJudge(_net(data, card), card, version(card))
+
+
+def _net(data: bytes, card: dict[str, Any]) -> Net:
+    from safetensors.torch import load as read
+
+    net = Net(len(card["objects"]), len(card["styles"]))
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read(data).items()})
+    return net
+
+
+def version(card: dict[str, Any]) -> str:
+    """Twelve hex digits over everything that can change a decision."""
+    words = ["weights_sha256", "objects", "styles", "thresholds", "temperature", "preprocessing"]
+    text = json.dumps({word: card[word] for word in words}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

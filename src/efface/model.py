@@ -1,0 +1,485 @@
+"""Model: a base model by its sites. Weights are read when a site is touched, parts load at first use.
+
+`load` takes a bundled name, a diffusers folder, a hub id or the user's own pipeline; all give the same Model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from efface.errors import BadRequest, Unavailable, UnknownName, WrongBase, WrongFile, nearest
+from efface.registry import find, names
+from efface.sites import Card, Stream
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from efface.patch import Guard, Patch
+
+__all__ = ["Encoded", "Model", "load"]
+
+PARTS = ("unet", "text_encoder", "vae", "scheduler", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text as the denoiser sees it: `rows` (length, width) float32, `count` tokens of the text with both ends."""
+
+    text: str
+    rows: torch.Tensor
+    count: int
+
+
+@dataclass(eq=False)
+class _Applied:
+    """A patch in force and what it replaced."""
+
+    patch: Patch
+    kept: dict[str, torch.Tensor]
+
+
+# Copies kept by apply_, by denoiser: they live as long as the user's own pipeline does.
+_STACKS: weakref.WeakKeyDictionary[torch.nn.Module, list[_Applied]] = weakref.WeakKeyDictionary()
+
+
+class Model:
+    """A text-to-image model. Build one with `load`."""
+
+    def __init__(self, card: Card, source: _Folder | _Pipeline, device: str, dtype: torch.dtype) -> None:
+        self.card = card
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._source = source
+        self._parts: dict[str, Any] = {}
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    def part(self, name: str) -> Any:
+        """`unet`, `text_encoder`, `vae` or `tokenizer`, loaded at first use."""
+        if name not in self._parts:
+            self._parts[name] = self._source.part(name, self.device, self.dtype)
+        return self._parts[name]
+
+    @cached_property
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self.part("unet").named_parameters())
+
+    @property
+    def _stack(self) -> list[_Applied]:
+        return _STACKS.setdefault(self.part("unet"), []) if self._opened else []
+
+    @property
+    def _opened(self) -> bool:
+        return "unet" in self._parts or isinstance(self._source, _Pipeline)
+
+    def pipeline(self) -> Any:
+        """A plain diffusers pipeline of the same parts, with the patches in force."""
+        if isinstance(self._source, _Pipeline):
+            return self._source.pipe
+        from diffusers import StableDiffusionPipeline
+
+        return StableDiffusionPipeline(
+            **{n: self.part(n) for n in ("unet", "text_encoder", "vae", "tokenizer")},
+            scheduler=self.scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )  # pyright: ignore[reportCallIssue]
+
+    def scheduler(self) -> Any:
+        """A fresh scheduler of the card."""
+        import diffusers
+
+        config = self.card.schedule_dict()
+        return getattr(diffusers, config.pop("_class_name")).from_config(config)
+
+    # --- what the model knows ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def concepts(self) -> tuple[dict[str, Any], ...]:
+        """The model's own concept list (`concepts.json` beside it), or nothing."""
+        return tuple(self._source.json("concepts.json").get("concepts", ()))
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return {c["name"]: c["kind"] for c in self.concepts}
+
+    # --- text --------------------------------------------------------------------------------------------------------
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text with both ends, neither cut nor padded."""
+        return list(self.part("tokenizer")(text, truncation=False, add_special_tokens=True).input_ids)
+
+    def encode(self, texts: Sequence[str], rows: str = "all") -> list[Encoded]:
+        """Texts -> rows of the text encoder's last hidden state, each distinct text once.
+
+        rows: "all" (padded to the window) or "content" (up to the last content token; the encoder is causal, so
+        nothing after it can change these rows). Raises BadRequest for a text longer than the window.
+        """
+        ids = {text: self._ids(text) for text in dict.fromkeys(texts)}
+        stream = self.card.streams[0]
+        length = {t: stream.length if rows == "all" else max(1, len(i) - 1) for t, i in ids.items()}
+        found: dict[str, Encoded] = {}
+        for size in sorted(set(length.values())):
+            group = [t for t in ids if length[t] == size]
+            for start in range(0, len(group), 64):
+                batch = group[start : start + 64]
+                hidden = self._hidden([self._pad(ids[t], size) for t in batch])
+                found |= {t: Encoded(t, h, len(ids[t])) for t, h in zip(batch, hidden, strict=True)}
+        return [found[t] for t in texts]
+
+    def _ids(self, text: str) -> list[int]:
+        ids, window = self.tokens(text), self.card.streams[0].length
+        if len(ids) > window:
+            raise BadRequest(
+                f"the text {text[:60]!r} has {len(ids) - 2} tokens, the model reads {window - 2}; shorten it"
+            )
+        return ids
+
+    def _pad(self, ids: list[int], size: int) -> list[int]:
+        return (ids + [self.part("tokenizer").pad_token_id] * size)[:size]
+
+    @torch.inference_mode()
+    def _hidden(self, ids: list[list[int]]) -> torch.Tensor:
+        encoder = self.part("text_encoder")
+        return encoder(torch.tensor(ids, device=self.device))[0].float().cpu()  # (n, length, width)
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def weight(self, site: str) -> torch.Tensor:
+        """The weight in force at a site, read from disk if the denoiser is not open. Raises UnknownName, WrongFile."""
+        key = self.card.site(site).key
+        tensor = self._parameters[key].detach() if self._opened else self._source.tensor("unet", key)
+        if not bool(torch.isfinite(tensor).all()):
+            raise WrongFile(f"{self.card.name} holds NaN or infinity at {site}; use an undamaged copy of the model")
+        return tensor
+
+    def base_weight(self, site: str) -> torch.Tensor:
+        """The weight without the patches in force."""
+        key = self.card.site(site).key
+        for applied in self._stack:
+            if key in applied.kept:
+                return applied.kept[key]
+        return self.weight(site)
+
+    def fingerprint(self, sites: Iterable[str]) -> dict[str, Any]:
+        """{"name", "parts"}: sha256 of name, shape and float16-rounded values of each site and token embedding.
+
+        Equal for fp16 and fp32 copies of one model.
+        """
+        parts = {s: _digest(s, self.base_weight(s)) for s in sites}
+        for stream in self.card.streams:
+            parts[f"stream:{stream.name}"] = _digest(stream.name, self._token_embedding(stream))
+        return {"name": self.card.name, "family": self.card.family, "parts": dict(sorted(parts.items()))}
+
+    def _token_embedding(self, stream: Stream) -> torch.Tensor:
+        if isinstance(self._source, _Pipeline) or "text_encoder" in self._parts:
+            return self.part("text_encoder").get_input_embeddings().weight.detach()
+        return self._source.tensor("text_encoder", ("text_model.embeddings.", "embeddings."), "token_embedding.weight")
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of all weights as loaded, without patches: the model's part of every image's key."""
+        digest = hashlib.sha256(self.card.hash.encode())
+        kept = {f"unet.{k}": v for a in reversed(self._stack) for k, v in a.kept.items()}
+        for part in ("unet", "text_encoder", "vae"):
+            for name, tensor in sorted(self.part(part).state_dict().items()):
+                digest.update(_digest(name, kept.get(f"{part}.{name}", tensor)).encode())
+        return digest.hexdigest()[:16]
+
+    # --- patches in force ----------------------------------------------------------------------------------------------
+
+    def push(self, patch: Patch, trusted: bool = False) -> None:
+        """Write a patch over what is in force. Raises WrongBase; then nothing was written.
+
+        trusted: the base was verified already.
+        """
+        if not trusted:
+            self.verify(patch)
+        self.part("unet")
+        new = {self.card.site(s).key: patch.weight(s, self.weight(s)) for s in patch.sites}
+        self._stack.append(_Applied(patch, {k: self._parameters[k].detach().clone() for k in new}))
+        with torch.no_grad():
+            for key, value in new.items():
+                self._parameters[key].copy_(value)
+
+    def pop(self, patch: Patch) -> None:
+        """Take the top patch off. Raises WrongBase if it is another one or none was applied in this process."""
+        if not self._stack:
+            raise WrongBase(
+                f"no copies of the old weights are kept in this process; load {patch.base.get('name', 'the base')!r} again"
+            )
+        if self._stack[-1].patch.hash != patch.hash:
+            raise WrongBase("another patch was applied after this one; undo that one first")
+        with torch.no_grad():
+            for key, value in self._stack.pop().kept.items():
+                self._parameters[key].copy_(value)
+
+    def verify(self, patch: Patch) -> None:
+        """Raise WrongBase unless the patch was made for this model."""
+        expected = patch.base.get("parts")
+        if not expected:
+            return
+        known = {s.name for s in self.card.sites}
+        missing = [s for s in patch.sites if s not in known]
+        if missing:
+            raise WrongBase(f"the patch edits {missing[0]}, which {self.card.name} does not have; it was made for "
+                            f"{patch.base.get('name')!r}")
+        own = self.fingerprint(patch.sites)["parts"]
+        differ = [p for p in expected if own.get(p) != expected[p]]
+        if differ:
+            raise WrongBase(
+                f"the patch was made for {patch.base.get('name')!r}; {self.card.name!r} differs from it at "
+                f"{len(differ)} of {len(expected)} parts ({differ[0]}); load the base that the patch names"
+            )
+
+    @property
+    def guards(self) -> tuple[tuple[Guard, float], ...]:
+        """Guards in force with their strengths, in the order of application."""
+        from efface.patch import Guard
+
+        return tuple((e, a.patch.strength) for a in self._stack for e in a.patch.edits if isinstance(e, Guard))
+
+    @property
+    def gated(self) -> tuple[Patch, ...]:
+        """The weight edits in force that depend on the prompt, each as a patch of its own."""
+        return tuple(p for a in self._stack for p in a.patch.gated)
+
+    @property
+    def in_force(self) -> str:
+        """Hash of the patches in force, "" for none."""
+        return "+".join(a.patch.hash for a in self._stack)
+
+    @contextmanager
+    def gates_open(self, strengths: Sequence[float]) -> Iterator[None]:
+        """The patches of `gated` at these strengths, on top of what is in force."""
+        done: list[Patch] = []
+        try:
+            for patch, strength in zip(self.gated, strengths, strict=True):
+                if strength:
+                    done.append(patch.opened(strength))
+                    self.push(done[-1], trusted=True)
+            yield
+        finally:
+            for patch in reversed(done):
+                self.pop(patch)
+
+    # --- pictures ------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] = (0,),
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[Image]:
+        """Every prompt with every seed, prompt by prompt -> PIL images. The patches in force act."""
+        from PIL import Image
+
+        from efface.sampler import sample
+
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        pairs = [(p, s) for p in texts for s in seeds]
+        arrays = sample(self, [p for p, _ in pairs], [s for _, s in pairs], steps=steps, guidance=guidance)
+        return [Image.fromarray(a) for a in arrays]
+
+
+def _digest(name: str, tensor: torch.Tensor) -> str:
+    half = tensor.detach().to(torch.float16).cpu().contiguous()
+    digest = hashlib.sha256(f"{name} {tuple(half.shape)}".encode())
+    digest.update(half.numpy().tobytes())
+    return digest.hexdigest()
+
+
+# --- where models come from -----------------------------------------------------------------------------------------
+
+
+class _Pipeline:
+    """The user's own diffusers pipeline; its parts are used as they are."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+        return getattr(self.pipe, name)
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        found = {n: dict(getattr(self.pipe, n).config) for n in ("unet", "vae", "scheduler")}
+        found["scheduler"]["_class_name"] = type(self.pipe.scheduler).__name__
+        text = self.pipe.text_encoder.config
+        return {**found, "text_encoder": text.to_dict()}
+
+    def tensor(self, part: str, *key: Any) -> torch.Tensor:
+        raise WrongFile("a pipeline's weights are in memory")
+
+    def json(self, name: str) -> dict[str, Any]:
+        return {}
+
+
+class _Folder:
+    """A diffusers folder with safetensors files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / "model_index.json").exists():
+            raise WrongFile(f"{path} is no diffusers folder: it lacks model_index.json; save_pretrained makes one")
+        self.index = self.json("model_index.json")
+
+    def json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.exists():
+            return {}
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise WrongFile(f"{file} is no JSON; fetch the model again") from None
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        files = {n: f"{n}/config.json" for n in ("unet", "text_encoder", "vae")}
+        found = {n: self.json(f) for n, f in {**files, "scheduler": "scheduler/scheduler_config.json"}.items()}
+        for name, config in found.items():
+            if not config:
+                raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
+        return found
+
+    def _files(self, part: str) -> list[Path]:
+        folder = self.path / part
+        files = sorted(f for f in folder.glob("*.safetensors") if ".fp16." not in f.name)
+        files = files or sorted(folder.glob("*.safetensors"))
+        if not files:
+            if [*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")]:
+                raise WrongFile(f"{folder} holds pickled weights, which can run code; convert them to safetensors first")
+            raise WrongFile(f"{folder} holds no .safetensors weights; fetch the model again")
+        return files
+
+    def tensor(self, part: str, prefixes: str | tuple[str, ...], suffix: str = "") -> torch.Tensor:
+        """One tensor; with several prefixes the first that exists (library versions name text encoders differently)."""
+        from safetensors import SafetensorError, safe_open
+
+        wanted = [prefixes] if isinstance(prefixes, str) else [p + suffix for p in prefixes]
+        try:
+            for file in self._files(part):
+                with safe_open(file, "pt") as opened:
+                    for key in wanted:
+                        if key in opened.keys():  # noqa: SIM118 (not a dict)
+                            return opened.get_tensor(key)
+        except SafetensorError as error:
+            raise WrongFile(f"{self.path / part} holds a damaged file ({error}); fetch the model again") from None
+        raise WrongFile(f"{self.path / part} lacks the tensor {wanted[0]}; fetch the model again")
+
+    def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+        import importlib
+
+        library, cls = self.index[name]
+        if library not in ("diffusers", "transformers"):
+            raise WrongFile(f"{self.path}: part {name} is of {library!r}; only diffusers and transformers are loaded")
+        if name == "tokenizer":
+            return getattr(importlib.import_module(library), cls).from_pretrained(self.path / name)
+        self._files(name)
+        return _ready(_read(getattr(importlib.import_module(library), cls), self.path / name, dtype), device)
+
+
+def _read(cls: Any, path: Path, dtype: torch.dtype) -> torch.nn.Module:
+    from safetensors import SafetensorError
+
+    keyword = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
+    try:
+        module = cls.from_pretrained(path, use_safetensors=True, **{keyword: dtype})
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise WrongFile(f"{path} cannot be loaded ({str(error).splitlines()[0][:160]}); fetch the model again") from None
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise WrongFile(f"{path} holds NaN or infinity at {name}; use an undamaged copy of the model")
+    return module
+
+
+def _ready(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    module = module.eval().requires_grad_(False).to(device)
+    # Convolutions on CPU are about a tenth faster with channels last; the numbers are the same.
+    return module.to(memory_format=torch.channels_last) if device.type == "cpu" else module  # pyright: ignore
+
+
+def load(
+    target: Any, device: str | None = None, dtype: str | torch.dtype | None = None, offline: bool = False
+) -> Model:
+    """A bundled name, diffusers folder, hub id, diffusers pipeline or Model -> Model.
+
+    device: default cuda where there is one, else cpu. dtype: default float32 on cpu, float16 elsewhere; a
+    pipeline keeps its own. Raises WrongFile, UnknownName, Unavailable.
+    """
+    if isinstance(target, Model):
+        return target
+    if hasattr(target, "unet") and hasattr(target, "text_encoder"):
+        family = _family(type(target).__name__)
+        source = _Pipeline(target)
+        card = family.card("pipeline", source.configs(), {})
+        return Model(card, source, str(target.unet.device), target.unet.dtype)
+    path, name = _locate(str(target), offline)
+    folder = _Folder(path)
+    family = _family(str(folder.index.get("_class_name")))
+    card = family.card(name, folder.configs(), folder.json("efface.json"))
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Model(card, folder, place, _dtype(dtype, place))
+
+
+def _family(pipeline: str) -> Any:
+    for name in names("families"):
+        family = find("families", name)
+        if pipeline in family.pipelines:
+            return family
+    raise Unavailable(f"models of class {pipeline!r} are not supported yet; efface list families names those that are")
+
+
+def _dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None:
+        return torch.float32 if device == "cpu" else torch.float16
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype not in known:
+        raise UnknownName("dtype", dtype, known)
+    return known[dtype]
+
+
+def _locate(target: str, offline: bool) -> tuple[Path, str]:
+    """Where the model's folder is, and its name."""
+    from efface import world
+
+    if target in world.models():
+        return world.folder(target), target
+    path = Path(target)
+    if path.is_dir():
+        return path, path.name
+    if path.is_file():
+        if path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
+            raise WrongFile(f"{path} is a pickle, which can run code; convert it to a diffusers folder first")
+        raise WrongFile(
+            f"{path} is a single file; save it as a folder first: StableDiffusionPipeline.from_single_file(...)"
+            ".save_pretrained(FOLDER)"
+        )
+    if target.count("/") == 1 and not target.startswith((".", "/", "~")):
+        return _fetch(target, offline), target
+    close = nearest(target, world.models())
+    hint = f"did you mean {close[0]!r}?" if close else f"bundled models are {', '.join(world.models())}"
+    raise WrongFile(f"there is no model {target!r}: neither a bundled name, a folder nor a hub id; {hint}")
+
+
+def _fetch(hub_id: str, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=offline))
+    except Exception as error:
+        how = "it is not in the local cache and --offline was given" if offline else type(error).__name__
+        raise Unavailable(f"the model {hub_id!r} cannot be fetched ({how}); download it and pass its folder") from None

@@ -1,0 +1,240 @@
+"""Row systems that share one matrix, solved for all rows, sites and strengths from one eigendecomposition.
+
+For row i of a weight (o, d), with G0 = lam I + sum_n a_n x_n x_n^T over the stream's rows:
+
+    w_i (G0 + mu H + a_i Pi_C) = b_i,   b_i = (lam + mu) w0_i + V_i,   H = I + U diag(1 - g) U^T
+    H^-1/2 G0 H^-1/2 = Q diag(L) Q^T,   K = H^-1/2 Q,   (G0 + mu H)^-1 = K diag(1 / (L + mu)) K^T
+
+U, s: left singular vectors and values of the concepts; g their gate; Pi_C = C (C^T C + 1e-8 I)^-1 C^T.
+Concepts are rows (m, d) here; all weights are float64.
+
+Source: Deng et al., "Forget Many, Forget Right" (ScaPre), ICLR 2026, arXiv 2601.06162: Sylvester equation and
+spectral trace regulariser, in the anchored form of the released code; the shared factorisation is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from efface.numerics.ridge import tensor_targets
+
+__all__ = [
+    "Gate",
+    "Pairs",
+    "Shared",
+    "concept_directions",
+    "gate_values",
+    "low_rank",
+    "pair_rows",
+    "residual_concepts",
+    "shared_factor",
+    "solve_site",
+    "spectral_term",
+    "target",
+]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`g_j = sigmoid((s_j - lower median) / T)^p`; the released spectral term penalises where g is small."""
+
+    temperature: float = 1.0
+    power: float = 1.0
+
+
+def concept_directions(concepts: Tensor) -> tuple[Tensor, Tensor]:
+    """U (d, k) and s (k,), k = min(m, d); largest first."""
+    U, s, _ = torch.linalg.svd(concepts.double().T, full_matrices=False)
+    return U, s
+
+
+def gate_values(s: Tensor, gate: Gate) -> Tensor:
+    """g (k,), not decreasing in s."""
+    lower = s.median()  # of an even number: the lower of the two in the middle
+    return torch.sigmoid((s - lower) / (gate.temperature + 1e-8)) ** gate.power
+
+
+def _penalised(concepts: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
+    """Directions (d, r) and `1 - g` (r,); directions of zero length are arbitrary and left out."""
+    U, s = concept_directions(concepts)
+    real = s > 1e-12 * s[0]
+    return U[:, real], (1 - gate_values(s, gate))[real]
+
+
+def spectral_term(concepts: Tensor, strength: float, gate: Gate) -> Tensor:
+    """R = U diag((1 - g) strength) U^T, (d, d)."""
+    U, weight = _penalised(concepts, gate)
+    return (U * (strength * weight)) @ U.T
+
+
+def residual_concepts(concepts: Tensor, gate: Gate) -> Tensor:
+    """Concepts (m, d) less their gated part: `(I - U diag(g) U^T) c`."""
+    U, s = concept_directions(concepts)
+    c = concepts.double()
+    return c - ((c @ U) * gate_values(s, gate)) @ U.T
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all sites of a stream have in common."""
+
+    values: Tensor  # (d,) L
+    vectors: Tensor  # (d, d) K
+    span: Tensor  # (d, r) Uh, Pi_C = Uh Uh^T
+    lam: float
+
+    def solve(self, B: Tensor, mu: float | Tensor = 0.0, a: Tensor | None = None) -> Tensor:
+        """Rows w_i with `w_i (G0 + mu H + a_i Pi_C) = b_i`, (o, d).
+
+        mu may be (o, 1), a strength a row, as long as `a` is None: then this is the Sylvester equation
+        `diag(mu) W + W G0 = B`.
+        """
+        if a is not None and isinstance(mu, Tensor):
+            raise ValueError("a strength a row can stand in mu or in a, not in both")
+        bare = ((B @ self.vectors) / (self.values + mu)) @ self.vectors.T
+        if a is None:
+            return bare
+        F = self.vectors @ ((self.vectors.T @ self.span) / (self.values + mu)[:, None])  # (d, r)
+        inner = self.span.T @ F
+        kap, Y = torch.linalg.eigh((inner + inner.T) / 2)  # (r,), (r, r)
+        J, a = F @ Y, a[:, None]
+        return bare - ((B @ J) * (a / (1 + a * kap))) @ J.T
+
+
+def shared_factor(
+    rows: Tensor, weights: Tensor, lam: float, concepts: Tensor, gate: Gate | None = None
+) -> Shared:
+    """Factor of all `G0 + mu H`: rows (n, d), weights (n,) make G0; concepts (m, d) span Pi_C and H."""
+    if not lam > 0:
+        raise ValueError(f"lam must be positive, not {lam}")
+    X, C = rows.double(), concepts.double()
+    G0 = X.T @ (weights.double()[:, None] * X)  # (d, d)
+    G0.diagonal().add_(lam)
+    U, s = concept_directions(C)
+    half = None
+    if gate is not None:
+        D, weight = _penalised(C, gate)
+        half = torch.eye(len(G0), dtype=G0.dtype, device=G0.device) + (D * ((1 + weight).rsqrt() - 1)) @ D.T
+        G0 = half @ G0 @ half
+    values, Q = torch.linalg.eigh((G0 + G0.T) / 2)
+    return Shared(values, Q if half is None else half @ Q, U * (s / (s**2 + 1e-8).sqrt()), lam)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Context rows of each concept and the guide rows they are paired with, one guide stored once."""
+
+    context: Tensor  # (m, T, d), zero rows at the end of short concepts
+    guide: Tensor  # (g, T, d)
+    which: tuple[int, ...]  # guide of each concept
+
+    def stacked(self) -> Tensor:
+        """All context rows, (m T, d); zero rows add nothing to a Gram matrix."""
+        return self.context.flatten(0, 1)
+
+
+def pair_rows(context: Sequence[Tensor], guide: Sequence[Tensor]) -> Pairs:
+    """Pairs from one (T_k, d) block a concept; guides that agree on their common rows are one."""
+    if any(x.shape != g.shape for x, g in zip(context, guide, strict=True)):
+        raise ValueError("context and guide rows are paired one to one and must have equal shapes")
+    distinct: list[Tensor] = []
+    which = [0] * len(guide)
+    for k in sorted(range(len(guide)), key=lambda k: -len(guide[k])):  # longest first: it holds the others
+        found = [g for g, known in enumerate(distinct) if torch.equal(known[: len(guide[k])], guide[k])]
+        if not found:
+            distinct.append(guide[k])
+        which[k] = found[0] if found else len(distinct) - 1
+    length = max(len(x) for x in context)
+
+    def padded(blocks: Sequence[Tensor]) -> Tensor:
+        return torch.stack([torch.nn.functional.pad(b.double(), (0, 0, 0, length - len(b))) for b in blocks])
+
+    return Pairs(padded(context), padded(distinct), tuple(which))
+
+
+def target(
+    W0: Tensor,
+    pairs: Pairs,
+    masks: Tensor,
+    eta: float,
+    *,
+    technique: str = "replace",
+    interpolate: bool = False,
+) -> Tensor:
+    """Right side V (o, d) of the row systems; masks (o, m).
+
+    replace: `eta sum_k diag(m_k) W0 X*_k^T X_k`;
+    tensor: guide outputs less their part along the concept's own;
+    interpolate: what the mask does not take keeps its own output, `(1 - m_k) W0 X_k^T X_k` is added.
+    """
+    if not eta > 0:
+        raise ValueError(f"eta must be positive, not {eta}: at 0 the concepts' Gram matrix alone would erase")
+    if technique not in ("replace", "tensor"):
+        raise ValueError(f"technique must be replace or tensor, not {technique!r}")
+    V = _guided(W0, pairs, masks)
+    own = torch.zeros_like(masks)  # weight of W0 Q_k, (o, m)
+    if technique == "tensor":
+        own = own - masks * _gammas(W0, pairs)
+    if interpolate:
+        own = own + (1 - masks)
+    for k, X in enumerate(pairs.context if technique == "tensor" or interpolate else ()):
+        V += own[:, k, None] * ((W0 @ X.T) @ X)
+    return eta * V
+
+
+def _guided(W0: Tensor, pairs: Pairs, masks: Tensor) -> Tensor:
+    """`sum_k diag(m_k) W0 X*_k^T X_k`: a concept's commonest mask value at once, other rows apart."""
+    common = masks.mode(0).values  # (m,)
+    outputs = W0 @ pairs.guide.transpose(1, 2)  # (g, o, T)
+    V = torch.zeros_like(W0)
+    for g, Y in enumerate(outputs):
+        of_g = [k for k, w in enumerate(pairs.which) if w == g]
+        V += Y @ torch.einsum("k,ktd->td", common[of_g], pairs.context[of_g])
+    for k, g in enumerate(pairs.which):
+        off = (masks[:, k] != common[k]).nonzero().squeeze(1)  # a few rows in a hundred when masks saturate
+        V[off] += (masks[off, k] - common[k])[:, None] * (outputs[g][off] @ pairs.context[k])
+    return V
+
+
+def _gammas(W0: Tensor, pairs: Pairs) -> Tensor:
+    """Share (m,) of each concept's own outputs in its guide's."""
+    m, T, _ = pairs.context.shape
+    real = (pairs.context != 0).any(-1).to(W0)[..., None]  # (m, T, 1); a guide may be longer than a concept
+    own = pairs.context @ W0.T  # (m, T, o)
+    guided = (pairs.guide[list(pairs.which)] * real) @ W0.T
+    group = torch.arange(m, device=W0.device).repeat_interleave(T)
+    return tensor_targets(own.flatten(0, 1), guided.flatten(0, 1), group)[1]
+
+
+def solve_site(
+    W0: Tensor,
+    shared: Shared,
+    V: Tensor,
+    mu: float = 0.0,
+    a: Tensor | None = None,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """The edited weight We (o, d) of one site before any geometry; V from `target`, a (o,) weights of Pi_C.
+
+    `kept` (d, d) is the Gram matrix of rows that shall keep their outputs; it must be part of `shared` too.
+    """
+    B = (shared.lam + mu) * W0 + V
+    if kept is not None:
+        B = B + W0 @ kept
+    return shared.solve(B, mu, a)
+
+
+def low_rank(delta: Tensor, tol: float) -> tuple[Tensor, Tensor] | None:
+    """up (o, r), down (r, d), `|delta - up down|_F <= tol |delta|_F`; None where that saves no space."""
+    o, d = delta.shape
+    U, s, Vt = torch.linalg.svd(delta.double(), full_matrices=False)
+    tail = s.square().flip(0).cumsum(0).flip(0).sqrt()  # (k,) tail[r] is the error of rank r
+    rank = int((tail > tol * tail[0]).sum())
+    if rank * (o + d) >= o * d:
+        return None
+    root = s[:rank].sqrt()
+    return U[:, :rank] * root, root[:, None] * Vt[:rank]

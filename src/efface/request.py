@@ -1,0 +1,221 @@
+"""What a user asks for: concepts, where they shall go, what must stay.
+
+Text form, the same in Python and on the command line: ``[KIND:]NAME[=ANCHOR]``. ``NAME=`` is the empty
+anchor, ``NAME`` alone leaves the anchor to the method.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from efface.errors import BadRequest, UnknownName, WrongFile
+
+__all__ = ["KINDS", "Concept", "Request", "read_concepts", "read_lines"]
+
+KINDS = ("object", "style", "person", "scene", "sensitive")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing to erase.
+
+    name: as written in prompts. kind: one of `KINDS`, or "" until `Request.settle` decides. anchor: the text it
+    shall become ("" is the empty text, None leaves it to the method). synonyms: other wordings, erased with it.
+    keep: texts to protect because of this concept. label: what judges call it (default: the bare name).
+    """
+
+    name: str
+    kind: str = ""
+    anchor: str | None = None
+    synonyms: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        name = " ".join(self.name.split())
+        if not name:
+            raise BadRequest("a concept needs a name, got an empty text; write for example -c dog")
+        if self.kind and self.kind not in KINDS:
+            raise UnknownName("kind", self.kind, KINDS)
+        anchor = None if self.anchor is None else " ".join(self.anchor.split())
+        if anchor is not None and anchor.casefold() == name.casefold():
+            raise BadRequest(f"concept {name!r} has itself as anchor, so nothing would change; name another anchor")
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "anchor", anchor)
+        object.__setattr__(self, "synonyms", tuple(self.synonyms))
+        object.__setattr__(self, "keep", tuple(self.keep))
+        object.__setattr__(self, "label", self.label or _bare(name, self.kind))
+
+    @classmethod
+    def parse(cls, text: str) -> Concept:
+        """`[KIND:]NAME[=ANCHOR]` -> Concept. Raises BadRequest or UnknownName."""
+        head, colon, tail = text.partition(":")
+        kind, rest = (head.strip(), tail) if colon and " " not in head.strip() else ("", text)
+        if kind and kind not in KINDS:
+            raise UnknownName("kind", kind, KINDS)
+        name, equals, anchor = rest.partition("=")
+        return cls(name=name, kind=kind, anchor=anchor if equals else None)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The name, then its synonyms: all of them are erased."""
+        return (self.name, *self.synonyms)
+
+    def with_kind(self, kind: str) -> Concept:
+        return replace(self, kind=kind, label=_bare(self.label, kind))
+
+
+def _bare(name: str, kind: str) -> str:
+    return name.removesuffix(" style") if kind == "style" else name
+
+
+@dataclass(frozen=True)
+class Request:
+    """Concepts to erase and texts to keep. `preset` None leaves it to the model's card."""
+
+    concepts: tuple[Concept, ...]
+    keep: tuple[str, ...] = ()
+    seed: int = 0
+    preset: str | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.concepts:
+            raise BadRequest("no concept was given; name at least one, for example -c dog")
+        object.__setattr__(self, "keep", tuple(dict.fromkeys(" ".join(k.split()) for k in self.keep)))
+        seen: dict[str, str] = {}
+        for concept in self.concepts:
+            for text in concept.texts:
+                if text.casefold() in seen:
+                    raise BadRequest(f"concept {text!r} is listed twice; remove one of them")
+                seen[text.casefold()] = concept.name
+        for text in (*self.keep, *(k for c in self.concepts for k in c.keep)):
+            if text.casefold() in seen:
+                raise BadRequest(f"{text!r} is to be erased and kept at the same time; remove it from one list")
+        if {"sensitive", "person"} <= {c.kind for c in self.concepts}:
+            raise BadRequest("kind 'sensitive' cannot be combined with kind 'person' in one request")
+
+    @classmethod
+    def build(
+        cls,
+        concepts: Iterable[str | Concept],
+        keep: Iterable[str] = (),
+        seed: int = 0,
+        preset: str | None = None,
+    ) -> Request:
+        """Texts or Concepts -> Request."""
+        if isinstance(concepts, str):
+            concepts = [concepts]
+        if isinstance(keep, str):
+            keep = [keep]
+        parsed = tuple(c if isinstance(c, Concept) else Concept.parse(c) for c in concepts)
+        return cls(concepts=parsed, keep=tuple(keep), seed=seed, preset=preset)
+
+    def settle(self, kinds: Mapping[str, str]) -> Request:
+        """Give every concept its kind: its own, else the model's list `kinds`, else by its name."""
+        return replace(self, concepts=tuple(c if c.kind else c.with_kind(_kind(c.name, kinds)) for c in self.concepts))
+
+    @property
+    def kept_texts(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.keep, *(k for c in self.concepts for k in c.keep))))
+
+    def asdict(self) -> dict[str, Any]:
+        out = asdict(self)
+        del out["notes"]
+        return out
+
+
+def _kind(name: str, kinds: Mapping[str, str]) -> str:
+    folded = {k.casefold(): v for k, v in kinds.items()}
+    known = folded.get(name.casefold()) or folded.get(name.casefold().removesuffix(" style"))
+    if known == "style" or name.casefold().endswith(" style"):
+        return "style"
+    return known or "object"
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+def read_concepts(path: str | Path) -> list[Concept]:
+    """TOML, YAML, JSON, CSV or one name a line -> concepts. Raises WrongFile.
+
+    Tables hold `concepts`: a list of texts or of tables with the fields of `Concept`. CSV has a header with at
+    least `name`; several synonyms or keep texts in one cell are separated by `;`.
+    """
+    file = Path(path)
+    rows = _rows(file, _text(file))
+    try:
+        found = [_concept(row) for row in rows]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise WrongFile(f"{file} is no concept list: {error}; see docs/flow.md for the formats") from None
+    if not found:
+        raise WrongFile(f"{file} names no concept; write one name a line or a table 'concepts'")
+    return found
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """One text a line, blank lines and lines that start with # left out. Raises WrongFile."""
+    lines = (line.strip() for line in _text(Path(path)).splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise WrongFile(f"there is no file {file}; check the path") from None
+    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
+        raise WrongFile(f"{file} is no text file ({type(error).__name__}); expected TOML, YAML, JSON, CSV or lines") from None
+
+
+def _rows(file: Path, text: str) -> Sequence[Any]:
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".toml":
+            return _table(tomllib.loads(text), file)
+        if suffix == ".json":
+            return _table(json.loads(text), file)
+        if suffix in (".yaml", ".yml"):
+            import yaml
+
+            return _table(yaml.safe_load(text), file)
+        if suffix == ".csv":
+            return list(csv.DictReader(text.splitlines()))
+    except ValueError as error:  # JSON and TOML errors are ValueErrors
+        raise WrongFile(f"{file} is no concept list: {_first_line(error)}") from None
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise WrongFile(f"{file} is no concept list: {_first_line(error)}") from None
+        raise
+    return read_lines(file)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _table(data: Any, file: Path) -> Sequence[Any]:
+    rows = data.get("concepts") if isinstance(data, dict) else data
+    if not isinstance(rows, list):
+        raise WrongFile(f"{file} is no concept list: expected a list or a table with 'concepts'")
+    return rows
+
+
+def _concept(row: Any) -> Concept:
+    if isinstance(row, str):
+        return Concept.parse(row)
+    known = {k: v for k, v in dict(row).items() if v is not None}
+    unknown = set(known) - set(Concept.__dataclass_fields__)
+    if unknown:
+        raise UnknownName("field of a concept", sorted(unknown)[0], Concept.__dataclass_fields__)
+    for name in ("synonyms", "keep"):
+        value = known.get(name)
+        if isinstance(value, str):
+            known[name] = tuple(t.strip() for t in value.split(";") if t.strip())
+    return Concept(**known)

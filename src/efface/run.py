@@ -1,0 +1,157 @@
+"""The flow: a request becomes a patch. The same path for Python, the command line and tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import efface
+from efface.errors import BadRequest, NothingChanged
+from efface.evidence import gather
+from efface.model import Model, load
+from efface.needs import Needs
+from efface.patch import Guard, Patch
+from efface.registry import configure, resolve
+from efface.request import Concept, Request
+from efface.work import Work
+
+__all__ = ["EffaceWarning", "Plan", "erase", "plan"]
+
+KNOWN_AT_LEAST = 0.5  # a target that the base draws less often is "not known to this model"
+
+
+class EffaceWarning(UserWarning):
+    """Something the user should know before trusting a result."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an erase will do: everything is decided, nothing is loaded but the tokenizer."""
+
+    model: Model
+    request: Request
+    name: str
+    method: Any
+    needs: Needs
+
+    @property
+    def warnings(self) -> list[str]:
+        """Targets that this model hardly draws, by its own concept list."""
+        listed = {c["name"].casefold(): c for c in self.model.concepts}
+        found = []
+        for concept in self.request.concepts:
+            row = listed.get(concept.label.casefold())
+            if self.model.concepts and row is None:
+                found.append(f"{concept.name!r} is not in the concept list of {self.model.card.name}")
+            elif row and row["base_rate"] is not None and row["base_rate"] < KNOWN_AT_LEAST:
+                found.append(
+                    f"{self.model.card.name} draws {concept.name!r} in only {row['base_rate']:.0%} of {row['n']} "
+                    "images: a low rate after the edit will prove nothing (it is reported as NA)"
+                )
+        return found
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        kinds = ", ".join(f"{c.name} ({c.kind}{'' if c.anchor is None else f' -> {c.anchor!r}'})"
+                          for c in self.request.concepts)
+        preset = self.request.preset or self.model.card.preset
+        return [
+            f"erase {kinds} from {self.model.card.name}",
+            f"method {self.name}, preset {preset}, seed {self.request.seed}, {len(self.request.kept_texts)} kept texts",
+            f"looks at {len(self.needs.texts)} texts and draws {self.needs.images} pictures",
+        ]
+
+
+def plan(
+    model: Any,
+    concepts: Iterable[str | Concept] | Request,
+    keep: Iterable[str] = (),
+    method: str = "scapre",
+    preset: str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Plan:
+    """Settle kinds, presets and settings; ask the method what it needs. Raises BadRequest, UnknownName, WrongFile."""
+    request = concepts if isinstance(concepts, Request) else Request.build(concepts, keep, seed, preset)
+    configured = configure(method, settings)
+    opened = load(model)
+    request = request.settle(opened.kinds)
+    _check_length(opened, request)
+    resolved = resolve(configured, request, opened.card)
+    return Plan(opened, request, method.replace("_", "-").lower(), resolved, resolved.ask(request, opened.card))
+
+
+def erase(
+    model: Any,
+    concepts: Iterable[str | Concept] | Request,
+    keep: Iterable[str] = (),
+    method: str = "scapre",
+    preset: str | None = None,
+    seed: int = 0,
+    *,
+    work: Work | None = None,
+    cache: Path | None = None,
+    **settings: Any,
+) -> Patch:
+    """Erase concepts -> Patch. `model` is not changed: apply the patch to it.
+
+    model: bundled name, folder, hub id, diffusers pipeline or Model. concepts: texts ``[KIND:]NAME[=ANCHOR]`` or
+    Concepts. keep: texts to protect. settings: fields of the method. Raises BadRequest, UnknownName, WrongFile,
+    NothingChanged. Warns (EffaceWarning) for a target that the base hardly draws.
+    """
+    made = plan(model, concepts, keep, method, preset, seed, **settings)
+    for text in made.warnings:
+        warnings.warn(text, EffaceWarning, stacklevel=2)
+    return solve(made, work, cache)
+
+
+def solve(made: Plan, work: Work | None = None, cache: Path | None = None) -> Patch:
+    """Carry out a plan."""
+    work = work or Work(made.request.seed)
+    evidence = gather(made.model, made.needs, work, cache)
+    work.check()
+    answer = made.method.solve(made.model, evidence, made.request, work)
+    work.check()
+    answer.check()
+    _check_moves(made.model, answer)
+    return Patch(answer.edits, _recipe(made, answer), made.model.fingerprint(answer.sites), answer.strength)
+
+
+def _recipe(made: Plan, answer: Patch) -> dict[str, Any]:
+    """Everything that decides the result and nothing that varies between runs."""
+    settings = dataclasses.asdict(made.method)
+    return {
+        "efface": efface.__version__,
+        "method": made.name,
+        "preset": made.request.preset or made.model.card.preset,
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+        "request": made.request.asdict(),
+        "model": made.model.card.name,
+        "numbers": answer.recipe.get("numbers", {}),
+        "judge": made.needs.judge,
+    }
+
+
+def _check_length(model: Model, request: Request) -> None:
+    window = model.card.streams[0].length - 2
+    for text in (*(t for c in request.concepts for t in (*c.texts, c.anchor or "")), *request.kept_texts):
+        size = len(model.tokens(text)) - 2
+        if size > window:
+            raise BadRequest(
+                f"{text[:60]!r} has {size} tokens, but {model.card.name} reads {window}; use a shorter name"
+            )
+
+
+def _check_moves(model: Model, patch: Patch) -> None:
+    """Raise NothingChanged when every edited weight stays as it is, after rounding to float32."""
+    if any(isinstance(e, Guard) or e.gate for e in patch.edits):
+        return
+    for site in patch.sites:
+        weight = model.weight(site).float()
+        if not weight.equal(patch.weight(site, weight)):
+            return
+    raise NothingChanged("the edit changes no weight; raise its strength or name another anchor")

@@ -1,0 +1,100 @@
+"""Card, Stream and Site: what is known of a model without its weights.
+
+A **site** is one weight matrix (or kernel) of the denoiser, named as in the state dict without ``.weight``; its
+role is ours (``cross.k``, ``self.q``, ``ff.out`` ...). A **stream** is one sequence of text rows that enters the
+denoiser. A **card** holds both, with the sampler's defaults; it is made from configuration files alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from efface.errors import UnknownName
+
+__all__ = ["Card", "Site", "Stream"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One text stream: rows of `width` numbers, `length` rows a text; causal rows do not see later tokens."""
+
+    name: str
+    width: int
+    length: int
+    causal: bool
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight of the denoiser. `shape` as stored: (out, in) or (out, in, h, w); `stream` if text rows enter it."""
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    stream: str | None = None
+    bias: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name in the denoiser's state dict."""
+        return f"{self.name}.weight"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model by its configuration.
+
+    size: image height and width in pixels. latent: (channels, height, width). schedule: the scheduler's class and
+    configuration. preset: the methods' preset that is used when the request names none.
+    """
+
+    name: str
+    family: str
+    streams: tuple[Stream, ...]
+    sites: tuple[Site, ...]
+    prediction: str
+    schedule: tuple[tuple[str, Any], ...]
+    size: tuple[int, int]
+    latent: tuple[int, int, int]
+    steps: int
+    guidance: float
+    preset: str = "efface"
+
+    def site(self, name: str) -> Site:
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise UnknownName("site", name, (s.name for s in self.sites), "efface inspect MODEL")
+
+    def select(self, *roles: str) -> tuple[Site, ...]:
+        """All sites of these roles, in name order. Raises UnknownName for a role that no site has."""
+        known = {s.role for s in self.sites}
+        for role in roles:
+            if role not in known:
+                raise UnknownName("role of a site", role, known)
+        return tuple(sorted((s for s in self.sites if s.role in roles), key=lambda s: s.name))
+
+    def stream(self, name: str) -> Stream:
+        for stream in self.streams:
+            if stream.name == name:
+                return stream
+        raise UnknownName("text stream", name, (s.name for s in self.streams))
+
+    def schedule_dict(self) -> dict[str, Any]:
+        return {k: json.loads(v) if isinstance(v, str) and v[:1] in "[{" else v for k, v in self.schedule}
+
+    @property
+    def hash(self) -> str:
+        """Of everything here but the name."""
+        body = {k: v for k, v in asdict(self).items() if k != "name"}
+        return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def freeze(config: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    """A configuration as sorted, hashable pairs; private entries (with a leading _) stay out except the class."""
+    kept = ((k, v) for k, v in config if not k.startswith("_") or k == "_class_name")
+    return tuple(sorted((k, v if isinstance(v, str | int | float | bool | None) else json.dumps(v)) for k, v in kept))

@@ -1,0 +1,218 @@
+"""Artwork to sprites: eight openly licensed emoji families, published on npm as @iconify-json/* (docs/artwork.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from efface.errors import BadRequest, Unavailable, WrongFile
+from efface.world import objects, styles
+
+SIZE = 96  # pixels of a sprite: 1.5 times a scene, so that placing it never magnifies
+INK = "#111"  # what `currentColor` becomes: only the monochrome family uses it
+
+
+@dataclass(frozen=True)
+class Family:
+    """One npm package of artwork, pinned: object names and counts depend on the version."""
+
+    style: str
+    package: str
+    version: str
+    licence: str
+    sha256: str  # of icons.json inside the package
+
+    @property
+    def tarball(self) -> str:
+        return f"iconify-json-{self.package}-{self.version}.tgz"
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("twemoji", "twemoji", "1.2.5", "CC-BY-4.0", "5d5d820790565b764f2728675d487c9ee4c1fc83916d8567d5aca8ba7527c242"),
+    Family("noto", "noto", "1.2.9", "Apache-2.0", "9eac6ef4e7ec122b6f0e7ac281d61008afdbc720d0ce861e398b939daaa347c6"),
+    Family("blob", "noto-v1", "1.2.5", "Apache-2.0", "ce70d8aa90345cf389875c3571ecd245bd943401822a0c5a0f62336bf8487333"),
+    Family("fluent", "fluent-emoji", "1.2.7", "MIT", "87f3336be6f46747d40d046a15ffa8b23809ff7a1a280b5d3521d3782fb85de7"),
+    Family("flat", "fluent-emoji-flat", "1.2.6", "MIT", "f5f4cf457c0db2ad5a2e42e033e02e0c87d10e43d0164cfffb3bb84914970a63"),
+    Family("monochrome", "fluent-emoji-high-contrast", "1.2.6", "MIT", "c522fb74fef65ccef67b38dfdbf0f3dcd4353339e4b8faec4aa45faf83ed4739"),
+    Family("emojione", "emojione", "1.2.3", "CC-BY-4.0", "e9a865faed523a7c3535b5319ae533d09fac1a62b4e96920eb178bb60e707e80"),
+    Family("firefox", "fxemoji", "1.2.2", "Apache-2.0", "d8ef67b94a32d0abcd314d1c35db56178eaa8fa8ad71130e312f3460e307c2bf"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sprites:
+    """Every drawn object in every family; `pixels` is straight (not premultiplied) RGBA.
+
+    `objects[k]` and `styles[k]` index `object_names` and `style_names` for sprite k. Not every family
+    draws every object.
+    """
+
+    pixels: np.ndarray  # uint8 (n, 96, 96, 4)
+    objects: np.ndarray  # int64 (n,)
+    styles: np.ndarray  # int64 (n,)
+    object_names: tuple[str, ...]
+    style_names: tuple[str, ...]
+
+    def only(self, names: Sequence[str]) -> Sprites:
+        """The same bundle with the named objects alone, in the given order; `BadRequest` for an unknown one."""
+        unknown = [name for name in names if name not in self.object_names]
+        if unknown:
+            raise BadRequest(
+                f"Expected objects of the world, got {unknown[0]!r}; see `efface list concepts` for those it draws."
+            )
+        renumber = np.full(len(self.object_names), -1, np.int64)
+        renumber[[self.object_names.index(name) for name in names]] = np.arange(len(names))
+        rows = renumber[self.objects] >= 0
+        return Sprites(
+            self.pixels[rows], renumber[self.objects[rows]], self.styles[rows], tuple(names), self.style_names
+        )
+
+
+def cache_folder() -> Path:
+    """`~/.cache/efface`, or what EFFACE_CACHE says."""
+    return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface").expanduser()
+
+
+def fetch(family: Family, into: Path | None = None) -> Path:
+    """The family's tarball in the cache, downloaded with `npm pack` when it is not there.
+
+    Raises `Unavailable` without an npm client or without a network.
+    """
+    into = into or cache_folder() / "art"
+    target = into / family.tarball
+    if target.is_file():
+        return target
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Unavailable(
+            f"Expected the artwork {family.tarball} in {into} or an npm client to fetch it, found neither; "
+            "install Node.js (npm) or copy the file there."
+        )
+    staging = into / f".fetch-{os.getpid()}"
+    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        spec = f"@iconify-json/{family.package}@{family.version}"
+        done = subprocess.run([npm, "pack", spec, "--pack-destination", str(staging)], capture_output=True, text=True)
+        if done.returncode != 0 or not (staging / family.tarball).is_file():
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise Unavailable(
+                f"Expected `npm pack {spec}` to download the artwork, it failed ({last}); "
+                f"check the network or copy {family.tarball} to {into}."
+            )
+        os.replace(staging / family.tarball, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def icons(family: Family, tarball: Path) -> dict:
+    """The package's `icons.json`, refused (`WrongFile`) unless its checksum is the pinned one."""
+    try:
+        with tarfile.open(tarball) as archive:
+            member = archive.extractfile("package/icons.json")
+            data = member.read() if member else b""
+    except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+        raise WrongFile(
+            f"Expected {tarball} to be the npm package of {family.package}, it cannot be read ({error}); "
+            "delete it and build again."
+        ) from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != family.sha256:
+        raise WrongFile(
+            f"Expected icons.json of {family.package} {family.version} with sha256 {family.sha256[:12]}, "
+            f"got {found[:12]} from {tarball}; delete it and build again."
+        )
+    return json.loads(data)
+
+
+def _plain(name: str) -> str:
+    """The spelling that all families share: CLDR short names differ in case and punctuation alone."""
+    return re.sub(r"['’:.()!,“”]", "", name.lower()).replace(" ", "-")
+
+
+def svg(listing: dict, name: str) -> str | None:
+    """A stand-alone SVG of one object, or None when the family does not draw it."""
+    names = {_plain(key): key for key in [*listing.get("aliases", {}), *listing["icons"]]}
+    key = names.get(_plain(name))
+    alias: dict = {}
+    while key is not None and key not in listing["icons"]:
+        alias = listing["aliases"][key] | alias
+        key = listing["aliases"][key]["parent"]
+    if key is None:
+        return None
+    icon = listing["icons"][key] | {k: v for k, v in alias.items() if k != "parent"}
+    left, top = icon.get("left", listing.get("left", 0)), icon.get("top", listing.get("top", 0))
+    width = icon.get("width", listing.get("width", 16))
+    height = icon.get("height", listing.get("height", 16))
+    body = icon["body"].replace("currentColor", INK)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}">{body}</svg>'
+    )
+
+
+def render(text: str) -> np.ndarray:
+    """Straight RGBA of an SVG, centred on a square without distortion: uint8 (96, 96, 4)."""
+    try:
+        import resvg_py
+        from PIL import Image
+    except ImportError as error:
+        raise Unavailable(
+            "Expected resvg-py to draw artwork, it is not installed; run `pip install efface[world]`."
+        ) from error
+    png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=SIZE, height=SIZE))
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    square = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0))
+    picture.thumbnail((SIZE, SIZE))
+    square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
+    return np.asarray(square)
+
+
+def _key() -> str:
+    words = [f"{f.package} {f.version} {f.sha256}" for f in FAMILIES] + [o.name for o in objects()] + [f"{SIZE} {INK}"]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
+
+
+def sprites(progress: Callable[[str], None] = lambda line: None) -> Sprites:
+    """All sprites of the world, from the cache or drawn anew (about ten seconds) from the pinned packages.
+
+    Raises `Unavailable` (no npm client, no resvg-py), `WrongFile` (a package is not the pinned one).
+    """
+    names = tuple(o.name for o in objects())
+    path = cache_folder() / "art" / f"sprites-{_key()}.npz"
+    if not path.is_file():
+        pixels, rows = [], []
+        for number, style in enumerate(styles()):
+            family = next(f for f in FAMILIES if f.style == style)
+            listing = icons(family, fetch(family))
+            found = [(k, text) for k, name in enumerate(names) if (text := svg(listing, name))]
+            pixels += [render(text) for _, text in found]
+            rows += [(k, number) for k, _ in found]
+            progress(f"{style}: {len(found)} of {len(names)} objects")
+        table = np.asarray(rows, np.int64)
+        _write(path, pixels=np.stack(pixels), objects=table[:, 0], styles=table[:, 1])
+    try:
+        with np.load(path, allow_pickle=False) as bundle:
+            return Sprites(bundle["pixels"], bundle["objects"], bundle["styles"], names, styles())
+    except (ValueError, KeyError, OSError) as error:
+        raise WrongFile(f"Expected a sprite bundle in {path}, it cannot be read ({error}); delete it.") from error
+
+
+def _write(path: Path, **arrays: np.ndarray) -> None:
+    """Temporary name, then rename: a killed build never leaves half a bundle behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    with staging.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(staging, path)

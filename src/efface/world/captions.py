@@ -1,0 +1,143 @@
+"""Captions of scenes: named, by synonym, by clue, by category, alone or in pairs (templates in captions.json)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from efface.errors import BadRequest, UnknownName
+from efface.world import Object, objects, styles
+from efface.world.scenes import BACKGROUNDS
+
+Half = Literal["tune", "report"]
+KINDS = ("plain", "style", "background", "style background", "empty", "style alone")
+WORDINGS = ("name", "synonym", "clue", "category")
+
+
+@dataclass(frozen=True)
+class Template:
+    """One wording; `half` is "tune" for an even index and "report" for an odd one."""
+
+    kind: str
+    index: int
+    text: str
+
+    @property
+    def half(self) -> Half:
+        return "report" if self.index % 2 else "tune"
+
+
+@cache
+def _data() -> dict[str, Any]:
+    return json.loads(Path(__file__).with_name("captions.json").read_text(encoding="utf-8"))
+
+
+def templates(kind: str, half: Half | None = None) -> tuple[Template, ...]:
+    """Templates of one of `KINDS`, all or one half; `UnknownName` for another kind."""
+    if kind not in KINDS:
+        raise UnknownName("kind of caption", kind, KINDS)
+    found = (Template(kind, k, text) for k, text in enumerate(_data()[kind]))
+    return tuple(t for t in found if half in (None, t.half))
+
+
+def with_article(name: str, *, english: bool = False) -> str:
+    """"a dog"; plural names stand alone.
+
+    The bundled model was trained with "a" before every name; `english` writes "an" before a vowel.
+    """
+    if name in _data()["plural"]:
+        return name
+    return f"{'an' if english and name[0] in 'aeiou' else 'a'} {name}"
+
+
+def wordings(thing: Object, wording: str, half: Half | None = None, *, english: bool = False) -> tuple[str, ...]:
+    """Phrases for one object: its name, its synonyms, clues that do not name it, or its category's words.
+
+    Empty when the object has none; `half` keeps the phrases of even (tune) or odd (report) index, but where
+    there is a single phrase both halves share it.
+    """
+    if wording not in WORDINGS:
+        raise UnknownName("wording", wording, WORDINGS)
+    if wording == "clue":
+        phrases = tuple(_data()["clues"].get(thing.name, ()))
+    else:
+        words = {"name": (thing.name,), "synonym": thing.synonyms, "category": _categories(thing)}[wording]
+        phrases = tuple(with_article(word, english=english) for word in words)
+    if half is None or len(phrases) < 2:
+        return phrases
+    return phrases[half == "report" :: 2]
+
+
+def _categories(thing: Object) -> tuple[str, ...]:
+    return tuple(_data()["category words"][thing.category])
+
+
+def write(
+    template: Template, things: Sequence[str] = (), *, style: str | None = None, background: str | None = None
+) -> str:
+    """One caption; `things` are one or two phrases from `wordings`.
+
+    Raises `BadRequest` when the template asks for something that is not given.
+    """
+    phrase = " and ".join(things)
+    bare = phrase.removeprefix("a ").removeprefix("an ")
+    fields = {"thing": phrase, "name": bare, "style": style or "", "background": background or ""}
+    missing = [word for word, value in fields.items() if f"{{{word}}}" in template.text and not value]
+    if missing:
+        raise BadRequest(
+            f"Expected a {missing[0]} for the caption {template.text!r}, got none; give one or take another kind."
+        )
+    return template.text.format(**fields)
+
+
+def caption(
+    shown: Sequence[Object],
+    style: str,
+    background: str,
+    generator: torch.Generator,
+    *,
+    half: Half | None = None,
+    english: bool = False,
+) -> str:
+    """A random true caption of a scene, for training: shares are in `SHARES`.
+
+    `shown` holds no, one or two objects; every draw comes from `generator`.
+    """
+    if style not in styles() or background not in BACKGROUNDS:
+        raise BadRequest(f"Expected a style and a background of the world, got {style!r} and {background!r}.")
+    kind = _choose(list(SHARES["kind"]), generator, list(SHARES["kind"].values())) if shown else "empty"
+    options = templates(kind, half)
+    template = options[int(torch.randint(len(options), (1,), generator=generator))]
+    phrases = [_phrase(thing, generator, half, english) for thing in shown]
+    return write(template, phrases, style=style, background=background)
+
+
+# half of the captions and more name the style: it is the harder thing to learn
+SHARES: dict[str, dict[str, float]] = {
+    "kind": {"plain": 0.22, "style": 0.40, "background": 0.12, "style background": 0.22, "style alone": 0.04},
+    "wording": {"name": 0.72, "synonym": 0.14, "clue": 0.08, "category": 0.06},
+}
+
+
+def _choose(words: list[str], generator: torch.Generator, weights: list[float]) -> str:
+    return words[int(torch.multinomial(torch.tensor(weights), 1, generator=generator))]
+
+
+def _phrase(thing: Object, generator: torch.Generator, half: Half | None, english: bool) -> str:
+    wording = _choose(list(WORDINGS), generator, list(SHARES["wording"].values()))
+    options = wordings(thing, wording, half, english=english) or wordings(thing, "name", english=english)
+    return options[int(torch.randint(len(options), (1,), generator=generator))]
+
+
+def find(name: str) -> Object:
+    """The object of that name; `UnknownName` with the nearest names otherwise."""
+    for thing in objects():
+        if thing.name == name:
+            return thing
+    raise UnknownName("object", name, [o.name for o in objects()], "efface list concepts")
