@@ -64,8 +64,8 @@ def pages(report: Path, out: Path, height: int) -> list[Path]:
                 page.goto(report.resolve().as_uri())
                 tall = min(int(page.evaluate("document.documentElement.scrollHeight")), height)
                 path = out / f"report-{width}-{scheme}.png"
-                clip = {"x": 0, "y": 0, "width": width, "height": tall}
-                page.screenshot(path=path, full_page=True, clip=clip)
+                area = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": width, "height": tall})
+                Image.open(BytesIO(area)).convert("RGB").save(path, optimize=True)
                 page.close()
                 written.append(path)
         browser.close()

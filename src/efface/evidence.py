@@ -68,8 +68,15 @@ def _group(
     steps = model.card.steps if needs.steps is None else needs.steps
     guidance = model.card.guidance if needs.guidance is None else needs.guidance
     about = key_of(
-        model=model.identity, patch=model.in_force, prompts=group.prompts, seeds=group.seeds, steps=steps,
-        guidance=guidance, dtype=str(model.dtype), reducer=repr(statistics.reducer), reads=_read_key(statistics, known),
+        model=model.identity,
+        patch=model.in_force,
+        prompts=group.prompts,
+        seeds=group.seeds,
+        steps=steps,
+        guidance=guidance,
+        dtype=str(model.dtype),
+        reducer=repr(statistics.reducer),
+        reads=_read_key(statistics, known),
     )
     reducer = repr(statistics.reducer)
     files = {
@@ -89,7 +96,9 @@ def _read_key(statistics: Statistics, known: dict[tuple[str, str, str, int], Pat
         return ""
     folders = {f.parent.name for (_, g, _, _), f in known.items() if g == statistics.reads}
     if not folders:
-        raise BadRequest(f"statistics read the prompt group {statistics.reads!r}, which comes later or is missing")
+        raise BadRequest(
+            f"statistics read the prompt group {statistics.reads!r}, which comes later or is missing"
+        )
     return "+".join(sorted(folders))
 
 
@@ -127,9 +136,18 @@ class _Recorder:
             for start in work.progress(starts, f"statistics of {group.name}"):
                 self._offset = start
                 end = start + BATCH
-                taps = {s: lambda step, site, a, out: self._tap(group.name, step, site, a, out) for s in sites}
-                sample(self.model, group.prompts[start:end], group.seeds[start:end], steps=steps, guidance=guidance,
-                       taps=taps, work=work)
+                taps = {
+                    s: lambda step, site, a, out: self._tap(group.name, step, site, a, out) for s in sites
+                }
+                sample(
+                    self.model,
+                    group.prompts[start:end],
+                    group.seeds[start:end],
+                    steps=steps,
+                    guidance=guidance,
+                    taps=taps,
+                    work=work,
+                )
             self._finish()
         finally:
             for file in self._partial.values():

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch
 from efface.errors import BadRequest, Unavailable, UnknownName, WrongBase, WrongFile, nearest
 from efface.registry import find, names
 from efface.sites import Card, Stream
+from efface.sources import Folder, Pipeline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from efface.patch import Guard, Patch
 
 __all__ = ["Encoded", "Model", "load"]
-
-PARTS = ("unet", "text_encoder", "vae", "scheduler", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ _STACKS: weakref.WeakKeyDictionary[torch.nn.Module, list[_Applied]] = weakref.We
 class Model:
     """A text-to-image model. Build one with `load`."""
 
-    def __init__(self, card: Card, source: _Folder | _Pipeline, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, card: Card, source: Folder | Pipeline, device: str, dtype: torch.dtype) -> None:
         self.card = card
         self.device = torch.device(device)
         self.dtype = dtype
@@ -67,7 +65,8 @@ class Model:
     def part(self, name: str) -> Any:
         """`unet`, `text_encoder`, `vae` or `tokenizer`, loaded at first use."""
         if name not in self._parts:
-            self._parts[name] = self._source.part(name, self.device, self.dtype)
+            with torch.inference_mode(False):  # weights made inside inference mode could not be edited in place
+                self._parts[name] = self._source.part(name, self.device, self.dtype)
         return self._parts[name]
 
     @cached_property
@@ -80,11 +79,11 @@ class Model:
 
     @property
     def _opened(self) -> bool:
-        return "unet" in self._parts or isinstance(self._source, _Pipeline)
+        return "unet" in self._parts or isinstance(self._source, Pipeline)
 
     def pipeline(self) -> Any:
         """A plain diffusers pipeline of the same parts, with the patches in force."""
-        if isinstance(self._source, _Pipeline):
+        if isinstance(self._source, Pipeline):
             return self._source.pipe
         from diffusers import StableDiffusionPipeline
 
@@ -102,6 +101,13 @@ class Model:
 
         config = self.card.schedule_dict()
         return getattr(diffusers, config.pop("_class_name")).from_config(config)
+
+    @property
+    def folder(self) -> Path:
+        """Where the model lies on disk. Raises WrongFile for a pipeline."""
+        if isinstance(self._source, Folder):
+            return self._source.path
+        raise WrongFile("this model is a pipeline in memory; save_pretrained writes it to a folder")
 
     # --- what the model knows ----------------------------------------------------------------------------------------
 
@@ -157,9 +163,12 @@ class Model:
     # --- weights -----------------------------------------------------------------------------------------------------
 
     def weight(self, site: str) -> torch.Tensor:
-        """The weight in force at a site, read from disk if the denoiser is not open. Raises UnknownName, WrongFile."""
+        """The weight in force at a site in the model's dtype, read from disk if the denoiser is not open.
+
+        Raises UnknownName, WrongFile.
+        """
         key = self.card.site(site).key
-        tensor = self._parameters[key].detach() if self._opened else self._source.tensor("unet", key)
+        tensor = self._parameters[key].detach() if self._opened else self._source.tensor("unet", key).to(self.dtype)
         if not bool(torch.isfinite(tensor).all()):
             raise WrongFile(f"{self.card.name} holds NaN or infinity at {site}; use an undamaged copy of the model")
         return tensor
@@ -183,7 +192,7 @@ class Model:
         return {"name": self.card.name, "family": self.card.family, "parts": dict(sorted(parts.items()))}
 
     def _token_embedding(self, stream: Stream) -> torch.Tensor:
-        if isinstance(self._source, _Pipeline) or "text_encoder" in self._parts:
+        if isinstance(self._source, Pipeline) or "text_encoder" in self._parts:
             return self.part("text_encoder").get_input_embeddings().weight.detach()
         return self._source.tensor("text_encoder", ("text_model.embeddings.", "embeddings."), "token_embedding.weight")
 
@@ -233,8 +242,10 @@ class Model:
         known = {s.name for s in self.card.sites}
         missing = [s for s in patch.sites if s not in known]
         if missing:
-            raise WrongBase(f"the patch edits {missing[0]}, which {self.card.name} does not have; it was made for "
-                            f"{patch.base.get('name')!r}")
+            raise WrongBase(
+                f"the patch edits {missing[0]}, which {self.card.name} does not have; it was made for "
+                f"{patch.base.get('name')!r}"
+            )
         own = self.fingerprint(patch.sites)["parts"]
         differ = [p for p in expected if own.get(p) != expected[p]]
         if differ:
@@ -304,111 +315,6 @@ def _digest(name: str, tensor: torch.Tensor) -> str:
 # --- where models come from -----------------------------------------------------------------------------------------
 
 
-class _Pipeline:
-    """The user's own diffusers pipeline; its parts are used as they are."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
-
-    def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
-        return getattr(self.pipe, name)
-
-    def configs(self) -> dict[str, dict[str, Any]]:
-        found = {n: dict(getattr(self.pipe, n).config) for n in ("unet", "vae", "scheduler")}
-        found["scheduler"]["_class_name"] = type(self.pipe.scheduler).__name__
-        text = self.pipe.text_encoder.config
-        return {**found, "text_encoder": text.to_dict()}
-
-    def tensor(self, part: str, *key: Any) -> torch.Tensor:
-        raise WrongFile("a pipeline's weights are in memory")
-
-    def json(self, name: str) -> dict[str, Any]:
-        return {}
-
-
-class _Folder:
-    """A diffusers folder with safetensors files."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not (path / "model_index.json").exists():
-            raise WrongFile(f"{path} is no diffusers folder: it lacks model_index.json; save_pretrained makes one")
-        self.index = self.json("model_index.json")
-
-    def json(self, name: str) -> dict[str, Any]:
-        file = self.path / name
-        if not file.exists():
-            return {}
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise WrongFile(f"{file} is no JSON; fetch the model again") from None
-
-    def configs(self) -> dict[str, dict[str, Any]]:
-        files = {n: f"{n}/config.json" for n in ("unet", "text_encoder", "vae")}
-        found = {n: self.json(f) for n, f in {**files, "scheduler": "scheduler/scheduler_config.json"}.items()}
-        for name, config in found.items():
-            if not config:
-                raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
-        return found
-
-    def _files(self, part: str) -> list[Path]:
-        folder = self.path / part
-        files = sorted(f for f in folder.glob("*.safetensors") if ".fp16." not in f.name)
-        files = files or sorted(folder.glob("*.safetensors"))
-        if not files:
-            if [*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")]:
-                raise WrongFile(f"{folder} holds pickled weights, which can run code; convert them to safetensors first")
-            raise WrongFile(f"{folder} holds no .safetensors weights; fetch the model again")
-        return files
-
-    def tensor(self, part: str, prefixes: str | tuple[str, ...], suffix: str = "") -> torch.Tensor:
-        """One tensor; with several prefixes the first that exists (library versions name text encoders differently)."""
-        from safetensors import SafetensorError, safe_open
-
-        wanted = [prefixes] if isinstance(prefixes, str) else [p + suffix for p in prefixes]
-        try:
-            for file in self._files(part):
-                with safe_open(file, "pt") as opened:
-                    for key in wanted:
-                        if key in opened.keys():  # noqa: SIM118 (not a dict)
-                            return opened.get_tensor(key)
-        except SafetensorError as error:
-            raise WrongFile(f"{self.path / part} holds a damaged file ({error}); fetch the model again") from None
-        raise WrongFile(f"{self.path / part} lacks the tensor {wanted[0]}; fetch the model again")
-
-    def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
-        import importlib
-
-        library, cls = self.index[name]
-        if library not in ("diffusers", "transformers"):
-            raise WrongFile(f"{self.path}: part {name} is of {library!r}; only diffusers and transformers are loaded")
-        if name == "tokenizer":
-            return getattr(importlib.import_module(library), cls).from_pretrained(self.path / name)
-        self._files(name)
-        return _ready(_read(getattr(importlib.import_module(library), cls), self.path / name, dtype), device)
-
-
-def _read(cls: Any, path: Path, dtype: torch.dtype) -> torch.nn.Module:
-    from safetensors import SafetensorError
-
-    keyword = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
-    try:
-        module = cls.from_pretrained(path, use_safetensors=True, **{keyword: dtype})
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise WrongFile(f"{path} cannot be loaded ({str(error).splitlines()[0][:160]}); fetch the model again") from None
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WrongFile(f"{path} holds NaN or infinity at {name}; use an undamaged copy of the model")
-    return module
-
-
-def _ready(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    module = module.eval().requires_grad_(False).to(device)
-    # Convolutions on CPU are about a tenth faster with channels last; the numbers are the same.
-    return module.to(memory_format=torch.channels_last) if device.type == "cpu" else module  # pyright: ignore
-
-
 def load(
     target: Any, device: str | None = None, dtype: str | torch.dtype | None = None, offline: bool = False
 ) -> Model:
@@ -421,11 +327,11 @@ def load(
         return target
     if hasattr(target, "unet") and hasattr(target, "text_encoder"):
         family = _family(type(target).__name__)
-        source = _Pipeline(target)
-        card = family.card("pipeline", source.configs(), {})
+        source = Pipeline(target)
+        card = family.card(source.name, source.configs(), source.json("efface.json"))
         return Model(card, source, str(target.unet.device), target.unet.dtype)
     path, name = _locate(str(target), offline)
-    folder = _Folder(path)
+    folder = Folder(path)
     family = _family(str(folder.index.get("_class_name")))
     card = family.card(name, folder.configs(), folder.json("efface.json"))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")

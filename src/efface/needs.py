@@ -107,8 +107,10 @@ class Moments:
 
     def start(self, site: Site) -> State:
         width = site.shape[1]
-        return {"count": torch.zeros((), dtype=torch.float64), **{k: torch.zeros(width, dtype=torch.float64)
-                for k in ("sum", "squares")}}
+        return {
+            "count": torch.zeros((), dtype=torch.float64),
+            **{k: torch.zeros(width, dtype=torch.float64) for k in ("sum", "squares")},
+        }
 
     def add(
         self,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from efface.errors import BadRequest, NothingChanged, WrongFile
+from efface.errors import BadRequest, EffaceError, NothingChanged, WrongBase, WrongFile
 from efface.store import write_bytes
 
 if TYPE_CHECKING:
@@ -218,6 +218,11 @@ class Patch:
         new = weight.double()
         for edit in self.edits:
             if self.strength and not edit.gate and not isinstance(edit, Guard) and site in edit.sites:
+                if not _fits(edit, tuple(new.shape)):
+                    raise WrongBase(
+                        f"the {edit.kind} edit at {site} does not fit a weight of shape {tuple(new.shape)}; "
+                        "load the base that the patch names"
+                    )
                 new = new + self.strength * edit.delta(site, new)
         return new.to(weight.dtype)
 
@@ -296,7 +301,9 @@ class Patch:
     def to_bytes(self) -> bytes:
         from safetensors.torch import save
 
-        tensors = {f"{i:04d}.{n}": t.contiguous() for i, e in enumerate(self.edits) for n, t in e.tensors().items()}
+        tensors = {
+            f"{i:04d}.{n}": t.contiguous() for i, e in enumerate(self.edits) for n, t in e.tensors().items()
+        }
         text = json.dumps(self.header(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         # One metadata entry: the library writes several in an order that differs from run to run.
         return save(tensors, metadata={"efface": text})
@@ -322,15 +329,30 @@ class Patch:
             edits = tuple(_edit(i, row, tensors) for i, row in enumerate(header["edits"]))
             patch = cls(edits, header["recipe"], header["base"], float(header["strength"]))
             patch.check()
-        except (SafetensorError, KeyError, TypeError, ValueError, NothingChanged) as error:
-            raise WrongFile(f"{path} is a damaged patch: {error}; ask for the file again") from None
+        except (SafetensorError, KeyError, TypeError, ValueError, EffaceError) as error:
+            raise WrongFile(f"{path} is a damaged patch: {_short(error)}; ask for the file again") from None
         return patch
+
+
+def _fits(edit: Edit, shape: tuple[int, ...]) -> bool:
+    """Whether an edit's tensors have the shape that a weight needs."""
+    if isinstance(edit, Operator):
+        return edit.left.shape[0] == edit.right.shape[0] == shape[-1] and len(shape) == 2
+    if isinstance(edit, LowRank):
+        return edit.up.shape[0] == shape[0] and edit.down.shape[1] == math.prod(shape[1:])
+    if isinstance(edit, Dense):
+        return tuple(edit.change.shape) == shape
+    return isinstance(edit, Mask) and edit.shape == shape
 
 
 def _describe(edit: Edit) -> dict[str, Any]:
     row: dict[str, Any] = {"kind": edit.kind, "sites": list(edit.sites)}
     if edit.gate:
-        row["gate"] = {"texts": list(edit.gate.texts), "rule": edit.gate.rule, "threshold": edit.gate.threshold}
+        row["gate"] = {
+            "texts": list(edit.gate.texts),
+            "rule": edit.gate.rule,
+            "threshold": edit.gate.threshold,
+        }
     if isinstance(edit, Operator):
         row["stream"] = edit.stream
     if isinstance(edit, Mask):
@@ -360,7 +382,7 @@ def _edit(index: int, row: dict[str, Any], tensors: Mapping[str, torch.Tensor]) 
         return Dense(sites[0], own["change"], gate)
     if kind == Mask.kind:
         shape = tuple(int(n) for n in row["shape"])
-        if own["bits"].dtype != torch.uint8 or own["bits"].numel() != (math.prod(shape) + 7) // 8:
+        if min(shape, default=1) < 1 or own["bits"].dtype != torch.uint8 or own["bits"].numel() != (math.prod(shape) + 7) // 8:
             raise ValueError(f"mask of shape {shape} with {own['bits'].numel()} bytes")
         return Mask(sites[0], own["bits"], shape, gate)
     if kind == Guard.kind:
@@ -379,6 +401,8 @@ def read_header(path: str | Path) -> dict[str, Any]:
             header = json.loads(json.loads(stream.read(size))["__metadata__"]["efface"])
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}, expected {FORMAT!r}")
+        if why := _misshapen(header):
+            raise ValueError(why)
     except FileNotFoundError:
         raise WrongFile(f"there is no file {file}; check the path") from None
     except IsADirectoryError:
@@ -386,6 +410,16 @@ def read_header(path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise WrongFile(f"{file} is no Efface patch ({_short(error)}); efface erase makes one") from None
     return header
+
+
+def _misshapen(header: dict[str, Any]) -> str:
+    """What is wrong with the types of a header, or nothing."""
+    for key, kind in (("recipe", dict), ("base", dict), ("edits", list), ("strength", int | float)):
+        if not isinstance(header[key], kind):
+            return f"its {key!r} is a {type(header[key]).__name__}"
+    if not all(isinstance(row, dict) for row in header["edits"]):
+        return "an edit is no table"
+    return "" if math.isfinite(header["strength"]) else "its 'strength' is not finite"
 
 
 def _short(error: Exception) -> str:

@@ -43,7 +43,9 @@ def find(folder: str, name: str) -> Any:
     for entry in entry_points(group=f"efface.{folder}"):
         if _plain(entry.name) == _plain(name):
             return entry.load()
-    raise UnknownName(folder.removesuffix("s").replace("familie", "family"), name, names(folder), f"efface list {folder}")
+    raise UnknownName(
+        folder.removesuffix("s").replace("familie", "family"), name, names(folder), f"efface list {folder}"
+    )
 
 
 def configure(name: str, settings: dict[str, Any]) -> Any:
@@ -64,7 +66,11 @@ def _convert(cls: type, key: str, value: Any) -> Any:
 
     hint = get_type_hints(cls)[key]
     try:
-        return TypeAdapter(hint).validate_strings(value) if isinstance(value, str) else TypeAdapter(hint).validate_python(value)
+        return (
+            TypeAdapter(hint).validate_strings(value)
+            if isinstance(value, str)
+            else TypeAdapter(hint).validate_python(value)
+        )
     except ValidationError as error:
         said = error.errors()[0]["msg"]
         raise BadRequest(f"setting {key!r} of {cls.__name__}: got {value!r}; {said}") from None
@@ -90,5 +96,9 @@ def resolve(method: Any, request: Any, card: Any) -> Any:
     values = dict(presets[preset])
     if len(kinds) == 1:
         values |= presets.get(f"{preset}/{next(iter(kinds))}", {})
-    filled = {f.name: values[f.name] for f in dataclasses.fields(method) if getattr(method, f.name) is None and f.name in values}
+    filled = {
+        f.name: values[f.name]
+        for f in dataclasses.fields(method)
+        if getattr(method, f.name) is None and f.name in values
+    }
     return dataclasses.replace(method, **filled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,8 +57,10 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan in words."""
-        kinds = ", ".join(f"{c.name} ({c.kind}{'' if c.anchor is None else f' -> {c.anchor!r}'})"
-                          for c in self.request.concepts)
+        kinds = ", ".join(
+            f"{c.name} ({c.kind}{'' if c.anchor is None else f' -> {c.anchor!r}'})"
+            for c in self.request.concepts
+        )
         preset = self.request.preset or self.model.card.preset
         return [
             f"erase {kinds} from {self.model.card.name}",
@@ -82,7 +85,9 @@ def plan(
     request = request.settle(opened.kinds)
     _check_length(opened, request)
     resolved = resolve(configured, request, opened.card)
-    return Plan(opened, request, method.replace("_", "-").lower(), resolved, resolved.ask(request, opened.card))
+    return Plan(
+        opened, request, method.replace("_", "-").lower(), resolved, resolved.ask(request, opened.card)
+    )
 
 
 def erase(
@@ -123,17 +128,17 @@ def solve(made: Plan, work: Work | None = None, cache: Path | None = None) -> Pa
 
 def _recipe(made: Plan, answer: Patch) -> dict[str, Any]:
     """Everything that decides the result and nothing that varies between runs."""
-    settings = dataclasses.asdict(made.method)
-    return {
+    recipe = {
         "efface": efface.__version__,
         "method": made.name,
         "preset": made.request.preset or made.model.card.preset,
-        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+        "settings": dataclasses.asdict(made.method),
         "request": made.request.asdict(),
         "model": made.model.card.name,
         "numbers": answer.recipe.get("numbers", {}),
         "judge": made.needs.judge,
     }
+    return json.loads(json.dumps(recipe, allow_nan=False))  # as it will be read back
 
 
 def _check_length(model: Model, request: Request) -> None:

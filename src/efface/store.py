@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def write_bytes(path: Path, data: bytes, overwrite: bool = True, sync: bool = Tr
     except OSError as error:
         raise WrongFile(f"cannot write {path}: {error.strerror or error}; choose another place") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -71,7 +73,9 @@ class Records:
         known = self._rows.get(record["key"])
         if known is not None:
             if known != record:
-                raise WrongFile(f"{self.file} already holds another record {record['key']}; use a new run folder")
+                raise WrongFile(
+                    f"{self.file} already holds another record {record['key']}; use a new run folder"
+                )
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("ab") as stream:
@@ -135,4 +139,6 @@ class Images:
                 return np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError):
             self.path(key).unlink(missing_ok=True)
-            raise WrongFile(f"the image {key} was damaged and is deleted; run the same command again") from None
+            raise WrongFile(
+                f"the image {key} was damaged and is deleted; run the same command again"
+            ) from None

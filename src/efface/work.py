@@ -46,6 +46,7 @@ class Work:
         self.quiet = quiet
         self.cancelled = False
         self._memory: dict[str, torch.Tensor] | None = None
+        self._line_open = False
 
     def rng(self, name: str) -> torch.Generator:
         """A fresh CPU generator that depends on the seed and this name alone."""
@@ -70,11 +71,16 @@ class Work:
             yield item
             now = time.monotonic()
             if not self.quiet and now - start > 2 and (now - shown > 1 or done + 1 == total):
-                shown = now
+                shown, self._line_open = now, True
                 print(f"\r{_line(label, done + 1, total, now - start)}", end="", file=sys.stderr, flush=True)
-        if shown:
-            print(file=sys.stderr)
+        self._end_line()
         self.check()
+
+    def _end_line(self) -> None:
+        """What is printed next starts on a line of its own."""
+        if self._line_open:
+            self._line_open = False
+            print(file=sys.stderr)
 
     def save(self, state: dict[str, torch.Tensor]) -> None:
         """Keep the state so that `restore` finds it, also after this process was killed."""
@@ -120,6 +126,7 @@ class Work:
         try:
             yield self
         finally:
+            self._end_line()
             signal.signal(signal.SIGINT, before)
 
 

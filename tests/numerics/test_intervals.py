@@ -1,9 +1,10 @@
-"""Worked numbers to six digits, and agreement with scipy where scipy computes the same thing another way."""
+"""Worked numbers to six digits, and agreement with scipy or statsmodels where they go another way."""
 
 from __future__ import annotations
 
 import pytest
 from scipy.stats import binom, binomtest
+from statsmodels.stats.contingency_tables import mcnemar
 
 from efface.numerics.intervals import (
     clopper_pearson,
@@ -112,6 +113,9 @@ def test_one_sided_loss_is_the_end_of_the_ninety_per_cent_interval() -> None:
 )  # fmt: skip
 def test_worked_mcnemar(base_only: int, edited_only: int, p: float) -> None:
     assert mcnemar_exact(base_only, edited_only) == pytest.approx(p, abs=6e-7)
+    if base_only + edited_only:
+        theirs = mcnemar([[17, base_only], [edited_only, 4]], exact=True).pvalue
+        assert mcnemar_exact(base_only, edited_only) == pytest.approx(theirs, abs=1e-12)
 
 
 @pytest.mark.parametrize("function", [wilson, clopper_pearson, upper_bound])

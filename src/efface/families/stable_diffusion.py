@@ -34,7 +34,11 @@ ROLES: tuple[tuple[str, str], ...] = (
 class StableDiffusion:
     """What is special about SD 1.x and 2.x. All methods are static: a family is a table, not a state."""
 
-    pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+    pipelines = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+    )
     denoiser = "unet"
     steps = 50
     guidance = 7.5
@@ -53,7 +57,9 @@ class StableDiffusion:
         return Card(
             name=name,
             family="stable-diffusion",
-            streams=(Stream("text", unet["cross_attention_dim"], text["max_position_embeddings"], causal=True),),
+            streams=(
+                Stream("text", unet["cross_attention_dim"], text["max_position_embeddings"], causal=True),
+            ),
             sites=tuple(_sites(unet)),
             prediction=scheduler.get("prediction_type", "epsilon"),
             schedule=freeze(scheduler.items()),

@@ -44,4 +44,4 @@ def checked(images: np.ndarray, size: int = 64) -> np.ndarray:
             f"Expected pictures as uint8 (n, {size}, {size}, 3), got {images.dtype} {tuple(images.shape)}; "
             "convert or resize them first."
         )
-    return images
+    return np.ascontiguousarray(images)  # torch takes no negative strides

@@ -19,15 +19,17 @@ from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import Judge, Verdict, checked
 
 STATISTICS = (
-    "mahalanobis", "residual", "neighbours", "total variation", "coding length", "sharpness", "empty", "broken",
-)  # fmt: skip
+    *("mahalanobis", "residual", "neighbours"),  # of features
+    *("total variation", "coding length", "sharpness"),  # of pixels
+    *("empty", "broken"),  # the judge's own extra outputs
+)
 RATE = 0.01  # share of base pictures flagged
 NEIGHBOURS = 5
 AXES = 64  # principal axes of the features that carry the distances
 
 
 def pixel_statistics(images: np.ndarray) -> np.ndarray:
-    """Total variation (mean a pixel), coding length (bits a value) and log sharpness of uint8 (n, h, w, 3): (n, 3).
+    """Total variation, coding length (bits a value) and log sharpness of uint8 (n, h, w, 3): (n, 3).
 
     Coding length is the entropy of differences between neighbours: what the size of a PNG measures, without
     depending on the version of a compressor.
@@ -48,7 +50,7 @@ def _entropy(differences: np.ndarray) -> float:
 
 
 def constant(images: np.ndarray) -> np.ndarray:
-    """bool (n,): pictures of one colour, black ones included (all values within 2 of their channel's mean)."""
+    """bool (n,): pictures of one colour, black included (all values within 2 of the channel mean)."""
     x = images.astype(np.float32)
     return (np.abs(x - x.mean((1, 2), keepdims=True)) <= 2).all((1, 2, 3))
 
@@ -67,7 +69,7 @@ class Reference:
 
 
 def statistics(reference: Reference, images: np.ndarray, features: np.ndarray, *, self_at: int = 0) -> np.ndarray:
-    """All statistics of n pictures, (n, 8) in the order of `STATISTICS`; `self_at=1` skips a picture's own row."""
+    """All statistics of n pictures, (n, 8) as in `STATISTICS`; `self_at=1` skips a picture's own row."""
     centred = features[:, :-2] - reference.mean  # the last two features are the empty and broken logits
     place = centred @ reference.axes  # (n, 64)
     residual = np.linalg.norm(centred - (centred @ reference.basis) @ reference.basis.T, axis=1)
@@ -78,7 +80,7 @@ def statistics(reference: Reference, images: np.ndarray, features: np.ndarray, *
 
 
 def deviation(reference: Reference, values: np.ndarray) -> np.ndarray:
-    """Two-sided deviation of each statistic from the base, in units of its own side's 98 % spread: (n, statistics)."""
+    """Two-sided deviation from the base, in units of the spread on that side: (n, statistics)."""
     away = values - reference.middle
     return np.where(away < 0, -away / reference.spread[0], away / reference.spread[1])
 
@@ -91,8 +93,8 @@ def fit(images: np.ndarray, features: np.ndarray, seed: int = 0) -> Reference:
     """
     if len(images) < 300 or len(images) != len(features):
         raise BadRequest(
-            f"Expected at least 300 base pictures with their features, got {len(images)} and {len(features)}; "
-            "draw more of them."
+            f"Expected at least 300 base pictures with their features, got {len(images)} and "
+            f"{len(features)}; draw more of them."
         )
     order = np.random.default_rng(seed).permutation(len(images))
     first, second = order[: int(0.6 * len(order))], order[int(0.6 * len(order)) :]
@@ -169,8 +171,17 @@ def save(garbage: Garbage, judge: Judge, card: dict[str, Any], folder: Path) -> 
     from safetensors.numpy import save as serialise
 
     half = {"axes", "basis", "neighbours"}  # already rounded to float16 by `fit`
-    arrays = {k: v.astype(np.float16 if k in half else np.float32) for k, v in vars(garbage.reference).items()}
-    facts = {"judge_version": judge.version, "version": garbage.version, "statistics": STATISTICS, "rate": RATE, **card}
+    # safetensors writes memory as it lies: a transposed view would come back scrambled
+    arrays = {
+        k: np.ascontiguousarray(v, np.float16 if k in half else np.float32) for k, v in vars(garbage.reference).items()
+    }
+    facts = {
+        "judge_version": judge.version,
+        "version": garbage.version,
+        "statistics": STATISTICS,
+        "rate": RATE,
+        **card,
+    }
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     for name, content in (("garbage.safetensors", serialise(arrays)), ("garbage.json", text.encode())):
         staging = folder / f".{name}.{os.getpid()}"

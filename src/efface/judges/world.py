@@ -1,4 +1,4 @@
-"""The bundled reporting judge of the emoji world: a small multi-label conv net (trained by world/train_judge.py)."""
+"""The bundled reporting judge of the emoji world: a multi-label conv net (made by world/train_judge.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ BATCH = 64
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+        nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
     )
 
 
@@ -85,7 +87,7 @@ class WorldJudge:
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits before temperature (n, labels) and features (n, 258) of uint8 (n, 64, 64, 3)."""
-        checked(images)
+        images = checked(images)
         parts = [self._net(prepare(torch.from_numpy(images[k : k + BATCH]))) for k in range(0, len(images), BATCH)]
         if not parts:
             return torch.zeros(0, len(self._thresholds)), torch.zeros(0, 258)
@@ -114,13 +116,41 @@ def load(folder: Path | None = None) -> WorldJudge:
         )
     data, card = weights.read_bytes(), json.loads(card_file.read_text(encoding="utf-8"))
     if hashlib.sha256(data).hexdigest() != card["weights_sha256"]:
+        raise WrongFile(f"Expected the weights that {card_file} was measured on, got others; train the judge again.")
+    judge = WorldJudge(rebuilt(data, card), card, version(card))
+    self_test(judge)
+    return judge
+
+
+def probes() -> np.ndarray:
+    """A red, a green and a blue square and a picture with an upside and a direction: uint8 (4, 64, 64, 3)."""
+    squares = np.full((4, 64, 64, 3), 255, np.uint8)
+    for k in range(3):
+        squares[k, 16:48, 16:48] = 220 * np.eye(3, dtype=np.uint8)[k]
+    down, right = np.mgrid[:64, :64]
+    squares[3] = np.stack([4 * down, 4 * right, (down * right) % 256], -1)
+    return squares
+
+
+def self_test(judge: WorldJudge) -> None:
+    """Refuse (`WrongFile`) a judge that answers the probes otherwise than when it was measured.
+
+    Catches swapped colours, another scale, batch norm in training mode and reduced precision.
+    """
+    styles = len(judge.styles)
+    together = judge.logits(probes())[0][:, -styles:].numpy()
+    alone = np.concatenate([judge.logits(probe[None])[0][:, -styles:].numpy() for probe in probes()])
+    stored = np.asarray(judge.card["self_test"], np.float32)  # (4, styles), logits
+    away = max(np.abs(together - stored).max(), np.abs(alone - stored).max())
+    if not away <= 2e-3:
         raise WrongFile(
-            f"Expected the weights that {card_file} was measured on, got others; train the judge again."
+            f"Expected the judge's answers to its probe pictures as stored in its card, got others "
+            f"({away:.3g} away); reinstall it or train it again."
         )
-    return WorldJudge(_net(data, card), card, version(card))
 
 
-def _net(data: bytes, card: dict[str, Any]) -> Net:
+def rebuilt(data: bytes, card: dict[str, Any]) -> Net:
+    """The net of float16 safetensors bytes, in float32."""
     from safetensors.torch import load as read
 
     net = Net(len(card["objects"]), len(card["styles"]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Protocol
+
+from efface.errors import BadRequest
 
 if TYPE_CHECKING:
     from efface.evidence import Evidence
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from efface.sites import Card
     from efface.work import Work
 
-__all__ = ["Method"]
+__all__ = ["Method", "require"]
 
 
 class Method(Protocol):
@@ -28,3 +31,12 @@ class Method(Protocol):
         ...
 
     __dataclass_fields__: dict[str, Any]
+
+
+def require(method: Any, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
+    """Raise BadRequest for a setting that is out of range; None (the preset decides) passes."""
+    for field in (*positive, *not_negative):
+        value = getattr(method, field)
+        least = "above 0" if field in positive else "at least 0"
+        if (value is not None and not (value > 0 or (value == 0 and field in not_negative))) or value == math.inf:
+            raise BadRequest(f"setting {field!r} of {type(method).__name__} must be {least}, got {value}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from efface.methods import require
 from efface.needs import Needs
 from efface.numerics import geometry, information, spectral
 from efface.numerics.rows import aligned_guide_index, content_to_end, last_row, tail_pairs
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["ScaPre"]
 
 _CODE: dict[str, Any] = {
-    "rows": "tail", "expand": "none", "guide": "", "erase_scale": 3.0, "lam": 0.5, "keep_scale": 0.0,
+    "rows": "tail", "expand": "none", "companions": 0, "guide": "", "erase_scale": 3.0, "lam": 0.5, "keep_scale": 0.0,
     "mask": "code", "normalise": "zscore", "power": 5.0, "sigma": 0.01, "negatives": "empty", "samples": 20,
     "target": "mask", "concept_gram": True, "decouple": True, "spectral": False, "temperature": 1.0,
-    "spectral_power": 1.0, "geometry": "rows", "iterations": 1, "bures": 0.0, "mu": None,
+    "spectral_power": 1.0, "geometry": "rows", "iterations": 1, "bures": 0.0, "mu": "entropy", "relative": False,
 }  # fmt: skip
 _EFFACE: dict[str, Any] = _CODE | {
-    "rows": "content-to-end", "expand": "sentence", "erase_scale": 10.0, "lam": 0.1, "keep_scale": 1.0,
+    "rows": "content-to-end", "expand": "sentence", "companions": 16, "erase_scale": 10.0, "lam": 0.1, "keep_scale": 1.0,
     "mask": "population", "normalise": "unit", "power": 1.0, "negatives": "keep", "target": "interpolate",
-    "concept_gram": False, "decouple": False, "geometry": "bures", "bures": 0.0, "mu": 0.0,
+    "concept_gram": False, "decouple": False, "geometry": "bures", "bures": 0.0, "mu": 0.0, "relative": True,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {"code": _CODE, "efface": _EFFACE, "world": _EFFACE}
 
@@ -51,17 +52,21 @@ class ScaPre:
     """Rows w_i solve `w_i (lam + mu) I + R + G + a_i Pi_C = (lam + mu) w0_i + V_i`, then move back towards w0_i.
 
     rows: context rows: "tail" (code), "last", or "content-to-end" paired by role (ours). expand: "none" or "sentence"
-    (ours: short sentences around each name). guide: anchor of concepts that name none. erase_scale: eta. lam: ridge.
+    (ours: short sentences around each name). companions: kept texts that an erased style is taken away from (ours;
+    "a cat in noto style" -> "a cat"). guide: anchor of concepts that name none. erase_scale: eta. lam: ridge.
     keep_scale: weight of kept texts and the empty text in the equation (ours; 0 is the code's, which ignores them).
     mask: Informax by "code" draws, "population" limit or "off"; normalise: "zscore" (code), "max" (paper), "unit"
     (ours); power, sigma, samples as in the code; negatives: "empty" (code) or "keep" (ours). target: "mask" multiplies
     the target (code), "interpolate" (ours) leaves masked-out channels as they are. concept_gram: add C C^T. decouple:
     penalise inside span(C). spectral, temperature, spectral_power: the spectral term. geometry: "rows" (code, with
-    iterations), "bures" (full step of length `bures`), "none". mu: None takes it from the entropy factor.
+    iterations), "bures" (full step of length `bures`), "none". mu: a number or "entropy", the code's. relative: lam and
+    sigma are in units of the rows' root mean square norm, squared for lam (ours), so that settings carry over to other
+    text encoders.
     """
 
     rows: Literal["tail", "last", "content-to-end"] | None = None
     expand: Literal["none", "sentence"] | None = None
+    companions: int | None = None
     guide: str | None = None
     erase_scale: float | None = None
     lam: float | None = None
@@ -81,11 +86,16 @@ class ScaPre:
     geometry: Literal["rows", "bures", "none"] | None = None
     iterations: int | None = None
     bures: float | None = None
-    mu: float | None = None
+    mu: float | Literal["entropy"] | None = None
+    relative: bool | None = None
+
+    def __post_init__(self) -> None:
+        positive = ("erase_scale", "lam", "power", "sigma", "samples", "temperature", "spectral_power", "iterations")
+        require(self, positive, ("keep_scale", "bures", "mu"))
 
     def ask(self, request: Request, card: Card) -> Needs:
         """The texts of concepts, anchors and kept texts, and the empty text; no pictures, no denoiser."""
-        pairs = [t for c in request.concepts for pair in self._pairs(c) for t in pair]
+        pairs = [t for c in request.concepts for pair in self._pairs(c, request) for t in pair]
         return Needs(texts=tuple(dict.fromkeys(("", *pairs, *self._kept_texts(request)))))
 
     def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
@@ -99,15 +109,19 @@ class ScaPre:
             edits.append(_stored(site.name, new - weight))
         return Patch(tuple(edits), {"numbers": {"shared": context.numbers, "sites": numbers}})
 
-    def _pairs(self, concept: Concept) -> list[tuple[str, str]]:
+    def _pairs(self, concept: Concept, request: Request) -> list[tuple[str, str]]:
         """(text, anchor text) of a concept, its synonyms and the sentences around them."""
         anchor = self.guide or "" if concept.anchor is None else concept.anchor
         pairs = [(text, anchor) for text in concept.texts]
-        if self.expand == "sentence":
-            for form, bare in SENTENCES.get(concept.kind, SENTENCES[""])[1:]:
-                for text in concept.texts:
-                    name = text.removesuffix(" style") if concept.kind == "style" else text
-                    pairs.append((form.format(name), form.format(anchor) if anchor else bare))
+        if self.expand != "sentence":
+            return pairs
+        style = concept.kind == "style"
+        for text in concept.texts:
+            name = text.removesuffix(" style") if style else text
+            for form, bare in SENTENCES["style" if style else ""][1:]:
+                pairs.append((form.format(name), form.format(anchor) if anchor else bare))
+            for kept in _spread(request.kept_texts, self.companions or 0) if style else ():
+                pairs.append((f"a {kept} in {name} style", f"a {kept} in {anchor} style" if anchor else f"a {kept}"))
         return pairs
 
     def _kept_texts(self, request: Request) -> tuple[str, ...]:
@@ -124,7 +138,7 @@ class _Context:
         self.names: list[str] = []
         blocks, guides, firsts = [], [], []
         for concept in request.concepts:
-            for text, anchor in method._pairs(concept):
+            for text, anchor in method._pairs(concept, request):
                 x, g = _paired(method.rows, evidence.text(text), evidence.text(anchor))
                 blocks.append(x.double())
                 guides.append(g.double())
@@ -137,6 +151,8 @@ class _Context:
         self.empty = evidence.text("").rows[1].double()  # EOS of the empty text
         named = [last_row(e.rows, e.count - 2)[0].double() for e in kept if e.text]
         self.neutral = torch.stack(named) if method.negatives == "keep" and named else self.empty
+        scale = float(self.concepts.square().sum(1).mean().sqrt()) if method.relative else 1.0
+        self.lam, self.sigma = float(method.lam or 0.0) * scale**2, float(method.sigma or 0.0) * scale
         self._factor()
 
     def _factor(self) -> None:
@@ -148,8 +164,9 @@ class _Context:
             rows.append((self.kept, float(m.keep_scale or 0.0)))
         weights = torch.cat([torch.full((len(r),), w, dtype=torch.float64) for r, w in rows])
         gate = spectral.Gate(m.temperature or 1.0, m.spectral_power or 1.0) if m.spectral else None
-        self.shared = spectral.shared_factor(torch.cat([r for r, _ in rows]), weights, float(m.lam or 0.0),
-                                             self.concepts, gate)
+        self.shared = spectral.shared_factor(
+            torch.cat([r for r, _ in rows]), weights, self.lam, self.concepts, gate
+        )
         self.kept_gram = None if self.kept is None else float(m.keep_scale or 0.0) * self.kept.T @ self.kept
         values = self.shared.values
         self.numbers = {
@@ -162,7 +179,7 @@ class _Context:
     def site(self, weight: torch.Tensor, name: str, work: Work) -> tuple[torch.Tensor, dict[str, float]]:
         """The edited weight (o, d) of one site and its numbers."""
         m = self.method
-        mu = self._entropy_mu(weight, name, work) if m.mu is None else m.mu
+        mu = float(m.mu or 0.0) if m.mu != "entropy" else self._entropy_mu(weight, name, work)
         masks, saturation = self._masks(weight, name, "target", work)  # (o, m)
         eta = float(m.erase_scale or 0.0)
         target = spectral.target(weight, self.pairs, masks, eta, interpolate=m.target == "interpolate")
@@ -178,13 +195,12 @@ class _Context:
         m = self.method
         if m.mask == "off":
             return torch.ones(len(weight), len(self.concepts), dtype=torch.float64), 0.0
-        sigma = float(m.sigma or 0.0)
         if m.mask == "population":
-            found = information.population_information(weight, self.concepts, self.neutral, sigma)
+            found = information.population_information(weight, self.concepts, self.neutral, self.sigma)
         else:
             draws = [self._draws(site, purpose, side, 5, work) for side in ("positive", "negative")]
             neutral = self.neutral if self.neutral.ndim == 1 else _round_robin(self.neutral, 5)
-            found = information.code_information(weight, self.concepts, neutral, draws[0], draws[1], sigma)
+            found = information.code_information(weight, self.concepts, neutral, draws[0], draws[1], self.sigma)
         how, power = m.normalise or "zscore", m.power or 1.0
         return information.normalise(found, how, power=power), information.saturation(found)
 
@@ -192,7 +208,7 @@ class _Context:
         """Mean over rows of what the entropy factor leaves."""
         m = self.method
         draws = self._draws(site, "entropy", "", m.samples or 20, work)
-        spread = information.entropy_factor(weight, self.concepts, draws, float(m.sigma or 0.0), 20)
+        spread = information.entropy_factor(weight, self.concepts, draws, self.sigma, 20)
         return float((1 - spread).clamp(0, 1).mean())
 
     def _draws(self, site: str, purpose: str, side: str, n: int, work: Work) -> torch.Tensor:
@@ -207,7 +223,7 @@ class _Context:
     def _geometry(self, new: torch.Tensor, weight: torch.Tensor, mu: float) -> torch.Tensor:
         m = self.method
         if m.geometry == "rows":
-            p, q = geometry.row_prox(new, weight, float(m.lam or 0.0) + mu, mu, m.iterations or 1)
+            p, q = geometry.row_prox(new, weight, self.lam + mu, mu, m.iterations or 1)
             return geometry.combine(p, new, q, weight)
         if m.geometry == "bures" and m.bures:
             return geometry.bures_step(new, weight, m.bures)
@@ -218,8 +234,16 @@ class _Context:
         left = (self.concepts @ new.T).norm() / (self.concepts @ weight.T).norm()
         moved = (self.empty @ (new - weight).T).norm() / (self.empty @ weight.T).norm()
         change = (new - weight).norm() / weight.norm()
-        return {k: float(f"{float(v):.6g}") for k, v in
-                (("concept_output", left), ("empty_text_change", moved), ("relative_change", change))}
+        return {
+            k: float(f"{float(v):.6g}")
+            for k, v in (("concept_output", left), ("empty_text_change", moved), ("relative_change", change))
+        }
+
+
+def _spread(texts: tuple[str, ...], n: int) -> tuple[str, ...]:
+    """At most n of the texts, evenly spread over the list."""
+    n = min(n, len(texts))
+    return tuple(texts[i * len(texts) // n] for i in range(n))
 
 
 def _paired(rows: str | None, concept: Encoded, anchor: Encoded) -> tuple[torch.Tensor, torch.Tensor]:

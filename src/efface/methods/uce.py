@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from efface.methods import require
 from efface.needs import Needs
 from efface.numerics.ridge import Ridge, ridge_operator, tensor_delta
 from efface.numerics.rows import content_to_end, last_row, tail_pairs
@@ -28,17 +29,49 @@ __all__ = ["UCE"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The 2025 script: one row a text, nothing kept unless named.
-    "code": {"rows": "last", "technique": "replace", "erase_scale": 1.0, "preserve_scale": 1.0, "lam": 0.5,
-             "expand": False, "guide": "", "values_only": False},
+    "code": {
+        "rows": "last",
+        "technique": "replace",
+        "erase_scale": 1.0,
+        "preserve_scale": 1.0,
+        "lam": 0.5,
+        "expand": False,
+        "guide": "",
+        "values_only": False,
+    },
     "code/style": {"guide": "art"},
     # The 2023 script, the paper's: tail rows; preserve_scale 0 means max(0.1, 1 / number of kept texts).
-    "paper": {"rows": "tail", "technique": "replace", "erase_scale": 1.0, "preserve_scale": 0.0, "lam": 0.5,
-              "expand": False, "guide": "", "values_only": False},
+    "paper": {
+        "rows": "tail",
+        "technique": "replace",
+        "erase_scale": 1.0,
+        "preserve_scale": 0.0,
+        "lam": 0.5,
+        "expand": False,
+        "guide": "",
+        "values_only": False,
+    },
     # Ours: all rows but BOS, paired by role, so that EOS and padding no longer carry the concept.
-    "efface": {"rows": "content-to-end", "technique": "replace", "erase_scale": 2.0, "preserve_scale": 1.0, "lam": 0.1,
-               "expand": True, "guide": "", "values_only": False},
-    "world": {"rows": "content-to-end", "technique": "replace", "erase_scale": 5.0, "preserve_scale": 1.0, "lam": 0.1,
-              "expand": False, "guide": "", "values_only": False},
+    "efface": {
+        "rows": "content-to-end",
+        "technique": "replace",
+        "erase_scale": 2.0,
+        "preserve_scale": 1.0,
+        "lam": 0.1,
+        "expand": True,
+        "guide": "",
+        "values_only": False,
+    },
+    "world": {
+        "rows": "content-to-end",
+        "technique": "replace",
+        "erase_scale": 5.0,
+        "preserve_scale": 1.0,
+        "lam": 0.1,
+        "expand": False,
+        "guide": "",
+        "values_only": False,
+    },
 }
 
 # The released prompt expansion; it applies to concepts and anchors, not to kept texts.
@@ -67,6 +100,9 @@ class UCE:
     guide: str | None = None
     values_only: bool | None = None
 
+    def __post_init__(self) -> None:
+        require(self, ("erase_scale", "lam"), ("preserve_scale",))
+
     def ask(self, request: Request, card: Card) -> Needs:
         """The texts of concepts, anchors and kept texts; no pictures, no denoiser."""
         pairs = [t for c in request.concepts for pair in self._pairs(c) for t in pair]
@@ -78,7 +114,9 @@ class UCE:
         rows, guides, weights, group, erased = self._constraints(evidence, request)
         ridge = ridge_operator(rows, guides, weights, _set(self.lam), erased=erased)
         stream = model.card.streams[0].name
-        sites = [s.name for s in model.card.select(*(("cross.v",) if self.values_only else ("cross.k", "cross.v")))]
+        sites = [
+            s.name for s in model.card.select(*(("cross.v",) if self.values_only else ("cross.k", "cross.v")))
+        ]
         edits: list[Edit] = []
         if self.technique == "replace":
             edits.append(Operator(stream, ridge.left.float(), ridge.right.float(), tuple(sites)))
@@ -105,7 +143,9 @@ class UCE:
         blocks = []
         for concept in request.concepts:
             for text, anchor in self._pairs(concept):
-                blocks.append((*self._rows(evidence.text(text), evidence.text(anchor)), _set(self.erase_scale), True))
+                blocks.append(
+                    (*self._rows(evidence.text(text), evidence.text(anchor)), _set(self.erase_scale), True)
+                )
         for encoded in self._kept(evidence, request):
             kept = last_row(encoded.rows, encoded.count - 2) if self.rows == "last" else encoded.rows
             kept = content_to_end(kept) if self.rows == "content-to-end" else kept

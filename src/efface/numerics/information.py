@@ -18,12 +18,12 @@ from torch import Tensor
 
 __all__ = [
     "code_information",
-    "count_information",
     "entropy_factor",
-    "information_table",
+    "information_of_counts",
     "normalise",
     "population_information",
     "rowwise_information",
+    "sample_information",
     "saturation",
 ]
 
@@ -31,22 +31,23 @@ SMOOTH = 1e-8  # added to each cell of the table by the released code
 LN2 = math.log(2.0)
 
 
-def information_table(positives: int, negatives: int) -> Tensor:
-    """MI by (firing positives, firing negatives), (positives + 1, negatives + 1)."""
-    n11 = torch.arange(positives + 1, dtype=torch.float64)[:, None]
-    n10 = torch.arange(negatives + 1, dtype=torch.float64)[None, :]
-    cells = torch.stack(torch.broadcast_tensors(n11, n10, positives - n11, negatives - n10))  # (4, ., .)
+def information_of_counts(n11: Tensor, n10: Tensor, positives: int, negatives: int) -> Tensor:
+    """MI (...) where n11 (...) of the positive and n10 (...) of the negative samples fire."""
+    cells = torch.stack([n11, n10, positives - n11, negatives - n10]).double()  # (4, ...)
     p11, p10, p01, p00 = p = (cells + SMOOTH) / (positives + negatives)
     z1, z0, y1, y0 = p11 + p10, p01 + p00, p11 + p01, p10 + p00
     return (p * (p / torch.stack([z1 * y1, z1 * y0, z0 * y1, z0 * y0])).log()).sum(0)
 
 
-def count_information(positive: Tensor, negative: Tensor) -> Tensor:
+def sample_information(positive: Tensor, negative: Tensor) -> Tensor:
     """MI (...) of activations (..., n) and (..., n'): strictly above the lower median of both fires."""
     pooled = torch.cat([positive, negative], -1)
     tau = pooled.kthvalue((pooled.shape[-1] + 1) // 2, dim=-1, keepdim=True).values
-    n11, n10 = (positive > tau).sum(-1), (negative > tau).sum(-1)  # integers: a table lookup has no rounding
-    return information_table(positive.shape[-1], negative.shape[-1]).to(positive.device)[n11, n10]
+    n11, n10 = (positive > tau).sum(-1), (negative > tau).sum(-1)  # integers
+    P, N = positive.shape[-1], negative.shape[-1]
+    # a table of the pairs that occur: equal counts get bit-equal information, which the z-score relies on
+    pair, at = (n11 * (N + 1) + n10).unique(return_inverse=True)
+    return information_of_counts(pair // (N + 1), pair % (N + 1), P, N)[at]
 
 
 def code_information(
@@ -56,7 +57,7 @@ def code_information(
     W = W.double()
     samples_1 = concepts.double()[:, None] + sigma * positive.double()  # (m, n, d)
     samples_0 = neutral.double() + sigma * negative.double()  # (m, n, d)
-    return count_information((samples_1 @ W.T).movedim(-1, 0), (samples_0 @ W.T).movedim(-1, 0))
+    return sample_information((samples_1 @ W.T).movedim(-1, 0), (samples_0 @ W.T).movedim(-1, 0))
 
 
 def rowwise_information(
@@ -67,7 +68,7 @@ def rowwise_information(
     spread = sigma * torch.linalg.norm(W, dim=1)[:, None, None]  # (o, 1, 1)
     centre_1 = (W @ concepts.double().T)[..., None]  # (o, m, 1)
     centre_0 = (W @ neutral.double())[:, None, None]  # (o, 1, 1)
-    return count_information(centre_1 + spread * positive.double(), centre_0 + spread * negative.double())
+    return sample_information(centre_1 + spread * positive.double(), centre_0 + spread * negative.double())
 
 
 def population_information(W: Tensor, concepts: Tensor, neutral: Tensor, sigma: float) -> Tensor:

@@ -2,10 +2,10 @@
 
 For row i of a weight (o, d), with G0 = lam I + sum_n a_n x_n x_n^T over the stream's rows:
 
-    w_i (G0 + mu H + a_i Pi_C) = b_i,   b_i = (lam + mu) w0_i + V_i,   H = I + U diag(1 - g) U^T
+    w_i (G0 + mu H + a_i Pi_C) = b_i,   b_i = (lam + mu) w0_i + V_i,   H = I + U diag(pen) U^T
     H^-1/2 G0 H^-1/2 = Q diag(L) Q^T,   K = H^-1/2 Q,   (G0 + mu H)^-1 = K diag(1 / (L + mu)) K^T
 
-U, s: left singular vectors and values of the concepts; g their gate; Pi_C = C (C^T C + 1e-8 I)^-1 C^T.
+U, s: left singular vectors and values of the concepts; pen: `penalties(s)`; Pi_C = C (C^T C + 1e-8 I)^-1 C^T.
 Concepts are rows (m, d) here; all weights are float64.
 
 Source: Deng et al., "Forget Many, Forget Right" (ScaPre), ICLR 2026, arXiv 2601.06162: Sylvester equation and
@@ -30,6 +30,7 @@ __all__ = [
     "gate_values",
     "low_rank",
     "pair_rows",
+    "penalties",
     "residual_concepts",
     "shared_factor",
     "solve_site",
@@ -40,10 +41,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Gate:
-    """`g_j = sigmoid((s_j - lower median) / T)^p`; the released spectral term penalises where g is small."""
+    """`g_j = sigmoid((s_j - lower median) / T)^p` and what is penalised: `code` 1 - g (directions with
+    small s), `shared` g with T in units of the median (those with large s), `paper` (1 - sigmoid(s)) s."""
 
     temperature: float = 1.0
     power: float = 1.0
+    kind: str = "code"
 
 
 def concept_directions(concepts: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,15 +61,26 @@ def gate_values(s: Tensor, gate: Gate) -> Tensor:
     return torch.sigmoid((s - lower) / (gate.temperature + 1e-8)) ** gate.power
 
 
+def penalties(s: Tensor, gate: Gate) -> Tensor:
+    """Penalty (k,) of each concept direction, not negative."""
+    if gate.kind == "code":
+        return 1 - gate_values(s, gate)
+    if gate.kind == "shared":
+        return gate_values(s, Gate(gate.temperature * float(s.median()), gate.power))
+    if gate.kind == "paper":
+        return (1 - torch.sigmoid(s)) * s
+    raise ValueError(f"gate must be code, shared or paper, not {gate.kind!r}")
+
+
 def _penalised(concepts: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
-    """Directions (d, r) and `1 - g` (r,); directions of zero length are arbitrary and left out."""
+    """Directions (d, r) and penalties (r,); directions of zero length are arbitrary and left out."""
     U, s = concept_directions(concepts)
     real = s > 1e-12 * s[0]
-    return U[:, real], (1 - gate_values(s, gate))[real]
+    return U[:, real], penalties(s, gate)[real]
 
 
 def spectral_term(concepts: Tensor, strength: float, gate: Gate) -> Tensor:
-    """R = U diag((1 - g) strength) U^T, (d, d)."""
+    """R = U diag(strength penalties) U^T, (d, d)."""
     U, weight = _penalised(concepts, gate)
     return (U * (strength * weight)) @ U.T
 

@@ -69,3 +69,8 @@ def folder(name: str) -> Path:
 def models() -> tuple[str, ...]:
     """Names of the bundled models."""
     return tuple(sorted(f.parent.name for f in _HERE.glob("*/model_index.json")))
+
+
+def demo_keep() -> tuple[str, ...]:
+    """The demo's keep list: the drawn objects of the tune half; what the report judges is not among them."""
+    return tuple(o.name for o in objects() if o.picked and o.half == "tune")

@@ -1,4 +1,4 @@
-"""Artwork to sprites: eight openly licensed emoji families, published on npm as @iconify-json/* (docs/artwork.md)."""
+"""Artwork to sprites: eight open emoji families, on npm as @iconify-json/* (credits: docs/artwork.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from efface.errors import BadRequest, Unavailable, WrongFile
+from efface.errors import Unavailable, UnknownName, WrongFile
 from efface.world import objects, styles
 
 SIZE = 96  # pixels of a sprite: 1.5 times a scene, so that placing it never magnifies
@@ -31,6 +31,8 @@ class Family:
     package: str
     version: str
     licence: str
+    author: str
+    source: str
     sha256: str  # of icons.json inside the package
 
     @property
@@ -38,16 +40,9 @@ class Family:
         return f"iconify-json-{self.package}-{self.version}.tgz"
 
 
-FAMILIES: tuple[Family, ...] = (
-    Family("twemoji", "twemoji", "1.2.5", "CC-BY-4.0", "5d5d820790565b764f2728675d487c9ee4c1fc83916d8567d5aca8ba7527c242"),
-    Family("noto", "noto", "1.2.9", "Apache-2.0", "9eac6ef4e7ec122b6f0e7ac281d61008afdbc720d0ce861e398b939daaa347c6"),
-    Family("blob", "noto-v1", "1.2.5", "Apache-2.0", "ce70d8aa90345cf389875c3571ecd245bd943401822a0c5a0f62336bf8487333"),
-    Family("fluent", "fluent-emoji", "1.2.7", "MIT", "87f3336be6f46747d40d046a15ffa8b23809ff7a1a280b5d3521d3782fb85de7"),
-    Family("flat", "fluent-emoji-flat", "1.2.6", "MIT", "f5f4cf457c0db2ad5a2e42e033e02e0c87d10e43d0164cfffb3bb84914970a63"),
-    Family("monochrome", "fluent-emoji-high-contrast", "1.2.6", "MIT", "c522fb74fef65ccef67b38dfdbf0f3dcd4353339e4b8faec4aa45faf83ed4739"),
-    Family("emojione", "emojione", "1.2.3", "CC-BY-4.0", "e9a865faed523a7c3535b5319ae533d09fac1a62b4e96920eb178bb60e707e80"),
-    Family("firefox", "fxemoji", "1.2.2", "Apache-2.0", "d8ef67b94a32d0abcd314d1c35db56178eaa8fa8ad71130e312f3460e307c2bf"),
-)  # fmt: skip
+FAMILIES: tuple[Family, ...] = tuple(
+    Family(**fields) for fields in json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+)
 
 
 @dataclass(frozen=True)
@@ -65,12 +60,10 @@ class Sprites:
     style_names: tuple[str, ...]
 
     def only(self, names: Sequence[str]) -> Sprites:
-        """The same bundle with the named objects alone, in the given order; `BadRequest` for an unknown one."""
+        """The same bundle with the named objects alone, in that order; `UnknownName` for another."""
         unknown = [name for name in names if name not in self.object_names]
         if unknown:
-            raise BadRequest(
-                f"Expected objects of the world, got {unknown[0]!r}; see `efface list concepts` for those it draws."
-            )
+            raise UnknownName("object", unknown[0], self.object_names, "efface list concepts")
         renumber = np.full(len(self.object_names), -1, np.int64)
         renumber[[self.object_names.index(name) for name in names]] = np.arange(len(names))
         rows = renumber[self.objects] >= 0
@@ -200,8 +193,7 @@ def sprites(progress: Callable[[str], None] = lambda line: None) -> Sprites:
             pixels += [render(text) for _, text in found]
             rows += [(k, number) for k, _ in found]
             progress(f"{style}: {len(found)} of {len(names)} objects")
-        table = np.asarray(rows, np.int64)
-        _write(path, pixels=np.stack(pixels), objects=table[:, 0], styles=table[:, 1])
+        _write(path, np.stack(pixels), np.asarray(rows, np.int64))
     try:
         with np.load(path, allow_pickle=False) as bundle:
             return Sprites(bundle["pixels"], bundle["objects"], bundle["styles"], names, styles())
@@ -209,10 +201,10 @@ def sprites(progress: Callable[[str], None] = lambda line: None) -> Sprites:
         raise WrongFile(f"Expected a sprite bundle in {path}, it cannot be read ({error}); delete it.") from error
 
 
-def _write(path: Path, **arrays: np.ndarray) -> None:
+def _write(path: Path, pixels: np.ndarray, table: np.ndarray) -> None:
     """Temporary name, then rename: a killed build never leaves half a bundle behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     with staging.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, pixels=pixels, objects=table[:, 0], styles=table[:, 1])
     os.replace(staging, path)

@@ -1,4 +1,4 @@
-"""Captions of scenes: named, by synonym, by clue, by category, alone or in pairs (templates in captions.json)."""
+"""Captions of scenes: named, by synonym, by clue, by category, alone or in pairs (texts in captions.json)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def templates(kind: str, half: Half | None = None) -> tuple[Template, ...]:
 
 
 def with_article(name: str, *, english: bool = False) -> str:
-    """"a dog"; plural names stand alone.
+    """Put "a" before a name: "a dog"; plural names stand alone.
 
     The bundled model was trained with "a" before every name; `english` writes "an" before a vowel.
     """
@@ -90,9 +90,7 @@ def write(
     fields = {"thing": phrase, "name": bare, "style": style or "", "background": background or ""}
     missing = [word for word, value in fields.items() if f"{{{word}}}" in template.text and not value]
     if missing:
-        raise BadRequest(
-            f"Expected a {missing[0]} for the caption {template.text!r}, got none; give one or take another kind."
-        )
+        raise BadRequest(f"Expected a {missing[0]} for the caption {template.text!r}, got none; give one.")
     return template.text.format(**fields)
 
 

@@ -1,4 +1,4 @@
-"""Fit the garbage detector on base pictures and measure what it catches; fields as docs/judges.md lists them."""
+"""Fit the garbage detector on base pictures and measure it; fields: docs/judges.md."""
 
 from __future__ import annotations
 
@@ -37,11 +37,15 @@ def _backgrounds(count: int, generator: torch.Generator) -> np.ndarray:
 
 
 def fit_and_measure(
-    judge: Judge, base: np.ndarray, extra: np.ndarray, vae: Any | None = None, controls: dict[str, np.ndarray] | None = None
+    judge: Judge,
+    base: np.ndarray,
+    extra: np.ndarray,
+    vae: Any | None = None,
+    controls: dict[str, np.ndarray] | None = None,
 ) -> tuple[Garbage, dict[str, Any]]:
     """Fit on four fifths of `base` and on `extra`, measure on the held-out fifth of `base`.
 
-    `extra`: proper pictures of kinds that `base` lacks (coloured backgrounds, two objects); uint8 (n, 64, 64, 3).
+    `extra`: proper pictures of kinds that `base` lacks (two objects, colours); uint8 (n, 64, 64, 3).
     `controls`: more proper pictures by name, whose flag rate is reported.
     """
     order = np.random.default_rng(3).permutation(len(base))

@@ -37,9 +37,9 @@ class Scenes:
 
 
 class Stage:
-    """Draws scenes from a sprite bundle; keeps premultiplied sprites in memory (about 350 MB for all 317 objects).
+    """Draws scenes from a sprite bundle; keeps premultiplied sprites in memory (350 MB for all of them).
 
-    Every random draw comes from the generator given to `draw`: the same generator state gives the same scenes.
+    Every random draw comes from the generator given to `draw`: the same state gives the same scenes.
     """
 
     def __init__(self, sprites: Sprites) -> None:
@@ -60,7 +60,7 @@ class Stage:
         two: float = 0.12,
         white: float = 0.4,
     ) -> Scenes:
-        """`count` scenes; `rows` fixes the first sprite of each, else styles are balanced and objects uniform.
+        """`count` scenes; `rows` fixes the first sprite of each, else styles are balanced.
 
         `two`: share of scenes with a second object of the same style; `white`: share on white.
         """
@@ -99,7 +99,7 @@ class Stage:
     def _backgrounds(
         self, count: int, generator: torch.Generator, white: float
     ) -> tuple[tuple[str, ...], torch.Tensor]:
-        """Names and colours in [0, 1], each a shade away from the named colour so that no pixel value is a label."""
+        """Names and colours in [0, 1], each a shade off the named colour: no pixel value is a label."""
         names = list(BACKGROUNDS)
         luck = torch.rand(count, generator=generator)
         coloured = torch.randint(1, len(names), (count,), generator=generator)
@@ -109,7 +109,7 @@ class Stage:
         return tuple(names[i] for i in index.tolist()), (table[index] + shade).clamp(0, 1)
 
     def _placement(self, pair: torch.Tensor, side: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Sampling grids (n, 64, 64, 2): scale 0.72-0.98 alone, 0.42-0.50 in a pair, tilt within 6 degrees."""
+        """Sampling grids (n, 64, 64, 2): scale 0.72-0.98, in a pair 0.42-0.50; tilt within 6 degrees."""
         luck = torch.rand(len(pair), 4, generator=generator)
         scale = torch.where(pair, 0.42 + 0.08 * luck[:, 0], 0.72 + 0.26 * luck[:, 0])
         angle = (luck[:, 1] - 0.5) * math.radians(12)

@@ -21,7 +21,7 @@ def load_vae(folder: Path) -> Any:
 
 @torch.inference_mode()
 def through(vae: Any, images: torch.Tensor, noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Encode and decode uint8 (n, 64, 64, 3), with Gaussian noise of `noise[k]` standard units on the latents.
+    """Encode and decode uint8 (n, 64, 64, 3), with Gaussian noise of scale `noise[k]` on the latents.
 
     The noise stands for what a denoiser gets wrong: drawings are a little worse than a clean round trip.
     """

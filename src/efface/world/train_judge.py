@@ -23,20 +23,45 @@ from efface.world.scenes import Scenes, Stage, to_uint8
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """One fall of the learning rate, with the pictures it trains on."""
+
+    steps: int
+    rate: float
+    two: float  # share of crisp scenes with two objects
+    pools: int  # softened scenes of every sprite
+    style: float  # weight of the style terms
+
+
+# Single objects first; then pairs and styles, which are learnt late.
+CYCLES = (Cycle(1900, 4e-3, 0.12, 3, 1.0), Cycle(1800, 3e-3, 0.30, 5, 2.0))
+
+
+@dataclass(frozen=True)
 class Plan:
     """Settings of one training run. `crisp`, `soft`, `empty`, `broken` are pictures a batch."""
 
-    steps: int = 1900
-    rate: float = 4e-3
+    cycles: tuple[Cycle, ...] = CYCLES
     decay: float = 0.02
     crisp: int = 38
     soft: int = 22
     empty: int = 2
     broken: int = 2
     strangers: float = 0.08  # share of crisp scenes with an object that the judge must not name
-    pools: int = 3  # softened scenes of every sprite
     seed: int = 11
     save_every: int = 100
+
+    @property
+    def steps(self) -> int:
+        return sum(cycle.steps for cycle in self.cycles)
+
+    def cycle_at(self, step: int) -> tuple[Cycle, int]:
+        """The cycle of a step and the step within it; the last one beyond the end."""
+        for cycle in self.cycles:
+            if step < cycle.steps:
+                return cycle, step
+            step -= cycle.steps
+        return self.cycles[-1], self.cycles[-1].steps
 
 
 @dataclass(frozen=True)
@@ -60,15 +85,16 @@ class Source:
         self.per_style = [rows for rows in per_style if len(rows)]
         self.soft = [
             softened.pool(home / f"pool-{k}.npz", self.stage, self.rows, vae, seed=100 + k, rough=0.15)
-            for k in range(plan.pools)
+            for k in range(max(cycle.pools for cycle in plan.cycles))
         ]
         of_style = self.stage.styles[self.rows]
         self.soft_rows = [torch.nonzero(of_style == s).flatten() for s in of_style.unique()]
 
     def batch(self, step: int) -> Batch:
         plan, generator = self.plan, torch.Generator().manual_seed(self.plan.seed * 1_000_003 + step)
-        crisp = self.stage.draw(plan.crisp, generator, rows=self._sprites(generator))
-        soft = self._softened(generator)
+        cycle, _ = plan.cycle_at(step)
+        crisp = self.stage.draw(plan.crisp, generator, rows=self._sprites(generator), two=cycle.two)
+        soft = self._softened(generator, cycle.pools)
         empty = self.stage.empty(plan.empty, generator)
         whole = _unit(torch.cat([crisp.images, soft.images, empty]))
         kinds = list(SEEN.values())
@@ -93,8 +119,8 @@ class Source:
             rows.append(pool[int(place * len(pool))])
         return torch.stack(rows)
 
-    def _softened(self, generator: torch.Generator) -> Scenes:
-        pool = self.soft[int(torch.randint(len(self.soft), (1,), generator=generator))]
+    def _softened(self, generator: torch.Generator, pools: int) -> Scenes:
+        pool = self.soft[int(torch.randint(pools, (1,), generator=generator))]
         luck = torch.rand(self.plan.soft, generator=generator).tolist()
         turn = torch.randperm(self.plan.soft, generator=generator).tolist()
         rows = [self.soft_rows[t % len(self.soft_rows)] for t in turn]
@@ -123,25 +149,27 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return _unit(to_uint8(x * gain + noise))
 
 
-def loss(net: Net, batch: Batch) -> torch.Tensor:
+def loss(net: Net, batch: Batch, style: float = 1.0) -> torch.Tensor:
     """Sigmoid loss on every label, plus a softmax term that speeds up the early steps."""
-    objects, style, extra, _ = net(batch.images)
+    objects, styled, extra, _ = net(batch.images)
     shown = batch.objects.sum(1)
     share = batch.objects / shown.clamp_min(1)[:, None]
     named = (-(share * F.log_softmax(objects, 1)).sum(1)).sum() / len(objects)
     flags = F.binary_cross_entropy_with_logits(objects, batch.objects, reduction="none").sum(1).mean()
-    styled = F.binary_cross_entropy_with_logits(style, batch.styles, reduction="none").sum(1).mean()
-    family = F.cross_entropy(style[batch.judge_style], batch.styles[batch.judge_style].argmax(1))
+    marks = F.binary_cross_entropy_with_logits(styled, batch.styles, reduction="none").sum(1).mean()
+    family = F.cross_entropy(styled[batch.judge_style], batch.styles[batch.judge_style].argmax(1))
     rest = F.binary_cross_entropy_with_logits(extra, batch.extra, reduction="none").sum(1).mean()
-    return flags + 0.5 * named + styled + 0.5 * family + 0.3 * rest
+    return flags + 0.5 * named + style * (marks + 0.5 * family) + 0.3 * rest
 
 
 def rate_at(step: int, plan: Plan) -> float:
-    """Linear warm-up over 6 % of the steps, then cosine to 1 % of the peak."""
-    warm = max(1, int(0.06 * plan.steps))
+    """In every cycle: linear warm-up over 6 % of the steps, then cosine to 1 % of the peak."""
+    cycle, step = plan.cycle_at(step)
+    warm = max(1, int(0.06 * cycle.steps))
     if step < warm:
-        return plan.rate * (step + 1) / warm
-    return plan.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, plan.steps - warm))))
+        return cycle.rate * (step + 1) / warm
+    fall = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, cycle.steps - warm)))
+    return cycle.rate * (0.01 + 0.99 * fall)
 
 
 def save_state(path: Path, net: Net, optimiser: torch.optim.AdamW, step: int) -> None:
@@ -183,16 +211,17 @@ def train(
     """
     plan, home = plan or source.plan, home or cache_folder() / "train" / "judge"
     torch.manual_seed(plan.seed)
-    net = Net(len(judged()), len(styles())).to(memory_format=torch.channels_last)
+    net = Net(len(judged()), len(styles()))
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.nn.init.constant_(net.object_head.bias, -4.0)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=plan.rate, weight_decay=plan.decay)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=plan.cycles[0].rate, weight_decay=plan.decay)
     start = load_state(home / "checkpoint.safetensors", net, optimiser)
     net.train()
     begun, running = time.monotonic(), 0.0
     for step, batch in _ahead(source, range(start, plan.steps)):
         for group in optimiser.param_groups:
             group["lr"] = rate_at(step, plan)
-        value = loss(net, batch)
+        value = loss(net, batch, plan.cycle_at(step)[0].style)
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         optimiser.step()

@@ -1,0 +1,66 @@
+# README's two commands are `make demo` and `make test`; both work on a bare machine with Python 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup core demo test check fmt lint types docs bench test-slow test-ui test-gpu world-claim ci clean
+
+$(VENV)/core.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp
+	$(PIP) -e '.[dev]'
+	touch $@
+
+core: $(VENV)/core.stamp
+setup: $(VENV)/dev.stamp
+
+demo: core
+	$(BIN)/efface demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+test-ui: setup
+	$(BIN)/python -m pytest -m ui
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup
+	$(BIN)/ruff check src tests docs benchmarks
+	$(BIN)/ruff format --check src tests docs benchmarks
+
+fmt: setup
+	$(BIN)/ruff check --fix src tests docs benchmarks
+	$(BIN)/ruff format src tests docs benchmarks
+
+types: setup
+	$(BIN)/basedpyright
+
+check: lint types test
+
+docs: setup
+	$(BIN)/python docs/render.py runs/demo/report.html
+
+bench: setup
+	$(BIN)/python benchmarks/sampling.py
+
+world-claim: setup
+	$(BIN)/python benchmarks/world_claim.py
+
+# The slow tests are cut into ten fixed parts by the hash of their names; one part runs in CI.
+ci: test
+	EFFACE_SLOW_PART=0 $(BIN)/python -m pytest -m slow --no-header || test $$? -eq 5
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache

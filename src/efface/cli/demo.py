@@ -1,0 +1,45 @@
+"""`efface demo`: five objects and one style leave the bundled model, and a report says how gone they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efface.cli import options as o
+
+NAME = "demo"
+CONCEPTS = ("cat", "castle", "hamburger", "helicopter", "guitar", "monochrome style")
+
+
+def command(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")] = Path("runs/demo"),
+    json: o.Json = False,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Erase from the bundled model, measure, write the report. A finished demo is drawn anew, an unfinished one goes on."""
+    o.prepare(threads, offline=True)
+    from efface.audit import Audit, audit
+    from efface.model import load
+    from efface.report import table_text
+    from efface.request import Request
+    from efface.run import plan, solve
+    from efface.world import demo_keep
+
+    if (out / "report.json").exists():
+        shutil.rmtree(out)
+    model, work = load("mini", "cpu"), o.working(0, quiet)
+    with work.interruptible():
+        made = plan(model, Request.build(CONCEPTS, demo_keep()))
+        patch = solve(made, work)
+        command_line = "efface demo"
+        result = audit(Audit(model, made.request, "world-smoke", patch, command=command_line), out, work)
+    patch.save(out / "patch.safetensors")
+    o.emit(
+        {"report": str(out / "report.html"), "tables": result["tables"], "cost": result["cost"]},
+        json,
+        [table_text(result), f"report: {(out / 'report.html').resolve()}"],
+    )

@@ -1,0 +1,86 @@
+"""`efface erase`: a request becomes a patch."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from typing import Annotated
+
+import typer
+
+from efface.cli import options as o
+
+NAME = "erase"
+
+
+def command(
+    model: o.ModelName,
+    out: o.Out,
+    concept: o.Concepts = None,
+    concepts: o.ConceptFile = None,
+    keep: o.Keeps = None,
+    keep_file: o.KeepFile = None,
+    method: Annotated[str, typer.Option(help="efface list methods names them.")] = "scapre",
+    preset: Annotated[
+        str | None, typer.Option(help="A preset of the method; default: the model's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeat.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the method's own draws.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    json: o.Json = False,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    threads: o.Threads = None,
+    offline: o.Offline = False,
+    overwrite: o.Overwrite = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Erase concepts from MODEL and write the change as a small patch."""
+    import sys
+
+    from efface.errors import OutputExists
+    from efface.request import Request, read_lines
+    from efface.run import plan, solve
+    from efface.store import write_bytes
+
+    if out.exists() and not overwrite:
+        raise OutputExists(out)
+    kept = [*(keep or ()), *(read_lines(keep_file) if keep_file else ())]
+    request = Request.build(o.gathered(concept, concepts), kept, seed, preset)
+    settings = o.settings_of(set_)
+    made = plan(o.opened(model, device, dtype, threads, offline), request, method=method, **settings)
+    for line in made.lines():
+        print(line, file=sys.stderr)
+    for line in made.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    if dry_run:
+        o.emit({"plan": made.lines(), "warnings": made.warnings}, json, [])
+        return
+    start = time.monotonic()
+    work = o.working(seed, quiet)
+    with work.interruptible(), warnings.catch_warnings():
+        patch = solve(made, work)
+    patch.save(out, overwrite=overwrite)
+    import json as encoder
+
+    beside = {
+        "seconds": round(time.monotonic() - start, 3),
+        "python": platform.python_version(),
+        "warnings": made.warnings,
+    }
+    write_bytes(out.with_name(f"{out.name}.json"), encoder.dumps(beside, indent=1).encode())
+    size = out.stat().st_size
+    o.emit(
+        {
+            "patch": str(out),
+            "hash": patch.hash,
+            "bytes": size,
+            "sites": len(patch.sites),
+            "warnings": made.warnings,
+        },
+        json,
+        [f"{out}: {size / 1e6:.2f} MB, {len(patch.sites)} sites, {patch.hash}"],
+    )

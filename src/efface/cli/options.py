@@ -1,0 +1,126 @@
+"""Options that many commands share, and what they do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from efface.errors import BadRequest
+
+if TYPE_CHECKING:
+    from efface.model import Model
+    from efface.request import Concept
+    from efface.work import Work
+
+__all__ = [
+    "ConceptFile", "Concepts", "Device", "Dtype", "Json", "KeepFile", "Keeps", "ModelName", "Offline", "Out",
+    "Overwrite", "Quiet", "Threads", "command_line", "emit", "gathered", "opened", "prepare", "seeds_of", "settings_of",
+]  # fmt: skip
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="mini, a diffusers folder, or a hub id.")]
+Concepts = Annotated[
+    list[str] | None,
+    typer.Option("-c", "--concept", metavar="[KIND:]NAME[=ANCHOR]", help="What to erase; repeat."),
+]
+ConceptFile = Annotated[
+    Path | None, typer.Option("--concepts", help="TOML, YAML, JSON, CSV or one name a line.")
+]
+Keeps = Annotated[list[str] | None, typer.Option("--keep", help="A text to protect; repeat.")]
+KeepFile = Annotated[Path | None, typer.Option("--keep-file", help="Texts to protect, one a line.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, mps; default: cuda where there is one.")
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never ask the model hub.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+def prepare(threads: int | None = None, offline: bool = False) -> None:
+    """Threads, offline mode, and silence from the libraries: their warnings are not about the user's request."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    for name in ("transformers", "diffusers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def opened(name: str, device: str | None, dtype: str | None, threads: int | None, offline: bool) -> Model:
+    """The model, after `prepare`."""
+    prepare(threads, offline)
+    from efface.model import load
+
+    return load(name, device, dtype, offline)
+
+
+def gathered(texts: list[str] | None, file: Path | None) -> list[Concept]:
+    """Concepts of -c and of a file."""
+    from efface.request import Concept, read_concepts
+
+    return [*(Concept.parse(t) for t in texts or ()), *(read_concepts(file) if file else ())]
+
+
+def settings_of(pairs: list[str] | None) -> dict[str, str]:
+    """`key=value` texts -> settings. Raises BadRequest."""
+    made: dict[str, str] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BadRequest(f"--set needs key=value, got {pair!r}")
+        made[key.strip().replace("-", "_")] = value.strip()
+    return made
+
+
+def seeds_of(text: str) -> list[int]:
+    """`0-3` -> 0, 1, 2, 3; `0,5,9`. Raises BadRequest."""
+    found: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not (high.isdigit() and int(low) <= int(high))):
+            raise BadRequest(f"seeds are written 0-3 or 0,5,9; got {text!r}")
+        found += range(int(low), int(high if dash else low) + 1)
+    return found
+
+
+def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    """The result as one JSON object on stdout, or as lines for people."""
+    if as_json:
+        json.dump(result, sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
+        print()
+        return
+    for line in lines:
+        print(line)
+
+
+def command_line() -> str:
+    """The command as it was typed, for the report."""
+    import shlex
+
+    return shlex.join(["efface", *sys.argv[1:]])
+
+
+def working(seed: int, quiet: bool) -> Work:
+    from efface.work import Work
+
+    return Work(seed, quiet=quiet)

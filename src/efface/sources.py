@@ -1,0 +1,142 @@
+"""Sources: where a model's configurations, tensors and parts come from: a diffusers folder or a pipeline in memory."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+from efface.errors import WrongFile
+
+__all__ = ["Folder", "Pipeline"]
+
+_RENAMED = Version(version("diffusers")) >= Version("0.42")
+
+
+class Pipeline:
+    """The user's own diffusers pipeline; its parts are used as they are."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        origin = Path(str(getattr(pipe.config, "_name_or_path", "") or ""))
+        self._folder = Folder(origin) if (origin / "model_index.json").exists() else None
+
+    @property
+    def name(self) -> str:
+        """The folder that the pipeline was loaded from, by the bundled name where it is one."""
+        return _known_as(self._folder.path) if self._folder else "pipeline"
+
+    def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+        return getattr(self.pipe, name)
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        found = {n: dict(getattr(self.pipe, n).config) for n in ("unet", "vae", "scheduler")}
+        found["scheduler"]["_class_name"] = type(self.pipe.scheduler).__name__
+        text = self.pipe.text_encoder.config
+        return {**found, "text_encoder": text.to_dict()}
+
+    def tensor(self, part: str, *key: Any) -> torch.Tensor:
+        raise WrongFile("a pipeline's weights are in memory")
+
+    def json(self, name: str) -> dict[str, Any]:
+        """What the pipeline's folder says, so that a model means the same as a folder and as a pipeline."""
+        return self._folder.json(name) if self._folder else {}
+
+
+def _known_as(path: Path) -> str:
+    from efface import world
+
+    bundled = (n for n in world.models() if world.folder(n).resolve() == path.resolve())
+    return next(bundled, path.name)
+
+
+class Folder:
+    """A diffusers folder with safetensors files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / "model_index.json").exists():
+            raise WrongFile(f"{path} is no diffusers folder: it lacks model_index.json; save_pretrained makes one")
+        self.index = self.json("model_index.json")
+
+    def json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.exists():
+            return {}
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise WrongFile(f"{file} is no JSON; fetch the model again") from None
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        files = {n: f"{n}/config.json" for n in ("unet", "text_encoder", "vae")}
+        found = {n: self.json(f) for n, f in {**files, "scheduler": "scheduler/scheduler_config.json"}.items()}
+        for name, config in found.items():
+            if not config:
+                raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
+        return found
+
+    def _files(self, part: str) -> list[Path]:
+        folder = self.path / part
+        files = sorted(f for f in folder.glob("*.safetensors") if ".fp16." not in f.name)
+        files = files or sorted(folder.glob("*.safetensors"))
+        if not files:
+            if [*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")]:
+                raise WrongFile(
+                    f"{folder} holds pickled weights, which can run code; convert them to safetensors first"
+                )
+            raise WrongFile(f"{folder} holds no .safetensors weights; fetch the model again")
+        return files
+
+    def tensor(self, part: str, prefixes: str | tuple[str, ...], suffix: str = "") -> torch.Tensor:
+        """One tensor; with several prefixes the first that exists (library versions name text encoders differently)."""
+        from safetensors import SafetensorError, safe_open
+
+        wanted = [prefixes] if isinstance(prefixes, str) else [p + suffix for p in prefixes]
+        try:
+            for file in self._files(part):
+                with safe_open(file, "pt") as opened:
+                    for key in wanted:
+                        if key in opened.keys():  # noqa: SIM118 (not a dict)
+                            return opened.get_tensor(key)
+        except SafetensorError as error:
+            raise WrongFile(f"{self.path / part} holds a damaged file ({error}); fetch the model again") from None
+        raise WrongFile(f"{self.path / part} lacks the tensor {wanted[0]}; fetch the model again")
+
+    def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+        import importlib
+
+        library, cls = self.index[name]
+        if library not in ("diffusers", "transformers"):
+            raise WrongFile(f"{self.path}: part {name} is of {library!r}; only diffusers and transformers are loaded")
+        if name == "tokenizer":
+            return getattr(importlib.import_module(library), cls).from_pretrained(self.path / name)
+        self._files(name)
+        return _ready(_read(getattr(importlib.import_module(library), cls), self.path / name, dtype), device)
+
+
+def _read(cls: Any, path: Path, dtype: torch.dtype) -> torch.nn.Module:
+    from safetensors import SafetensorError
+
+    # diffusers renamed this argument and warns about the old name
+    keyword = "torch_dtype" if cls.__module__.startswith("diffusers") and not _RENAMED else "dtype"
+    try:
+        module = cls.from_pretrained(path, use_safetensors=True, **{keyword: dtype})
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise WrongFile(
+            f"{path} cannot be loaded ({str(error).splitlines()[0][:160]}); fetch the model again"
+        ) from None
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise WrongFile(f"{path} holds NaN or infinity at {name}; use an undamaged copy of the model")
+    return module
+
+
+def _ready(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    module = module.eval().requires_grad_(False).to(device)
+    # Convolutions on CPU are about a tenth faster with channels last; the numbers are the same.
+    return module.to(memory_format=torch.channels_last) if device.type == "cpu" else module  # pyright: ignore

@@ -1,0 +1,99 @@
+"""`world-smoke`: a small joint test of an edit of the bundled models, sized for two CPU cores.
+
+24 images of every target object, 24 of kept objects in every erased style, and 60 base/edited pairs of other
+concepts: nearest neighbours (same category), other objects, other styles. Report-half seeds only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from efface.errors import BadRequest
+from efface.request import Concept, Request
+from efface.suites import Ask, Item
+from efface.work import seed_of
+
+__all__ = ["WorldSmoke"]
+
+FIRST_SEED = 500  # seeds 500 to 999 belong to the report half
+
+
+@dataclass(frozen=True)
+class WorldSmoke:
+    """Numbers of images a role; the defaults are the shipped suite."""
+
+    targets: int = 24
+    styles: int = 24
+    neighbours: int = 20
+    others: int = 24
+    other_styles: int = 16
+    version: str = "1"
+
+    def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
+        """Every image, in a fixed order. Raises BadRequest when the model has no concept list."""
+        if not concepts:
+            raise BadRequest("suite world-smoke needs a model with a concept list (mini); this one has none")
+        styles = [c for c in request.concepts if c.kind == "style"]
+        objects = [c for c in request.concepts if c.kind != "style"]
+        near, far = kept_objects(request, concepts)
+        free = [
+            r["name"] for r in concepts if r["kind"] == "style" and r["name"] not in {s.label for s in styles}
+        ]
+        made: list[Item] = []
+        for concept in objects:
+            prompt = f"a {concept.label}"
+            made += [
+                Item(prompt, FIRST_SEED + k, (Ask("target", concept.label),)) for k in range(self.targets)
+            ]
+        for style in styles:
+            made += [self._styled(style.label, (near + far)[::-1], k) for k in range(self.styles)]
+        unstyled = tuple(Ask("unstyled", s.label) for s in styles)
+        made += [_plain(near, k, "neighbour", unstyled) for k in range(self.neighbours if near else 0)]
+        made += [_plain(far, k, "other", unstyled) for k in range(self.others if far else 0)]
+        made += [
+            _in_style(free[k % len(free)], far, k) for k in range(self.other_styles if free and far else 0)
+        ]
+        return tuple(made)
+
+    def _styled(self, style: str, kept: list[str], k: int) -> Item:
+        name = kept[k % len(kept)]
+        asks = (Ask("style", style), Ask("in-prompt", name))
+        return Item(f"a {name} in {style} style", FIRST_SEED + k, asks)
+
+    def not_measured(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
+        """Roles that the suite or the model lacks."""
+        kinds = {r["kind"] for r in concepts}
+        missing = [
+            "attacks: this suite runs none",
+            "synonyms, implicit wording, category words and two-object prompts: not part of this suite",
+        ]
+        if "caption" not in kinds:
+            missing.append("object-less prompts: NA, the model's captions had none")
+        return tuple(missing)
+
+
+def kept_objects(request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[list[str], list[str]]:
+    """Qualified objects that are no target: (of a target's category, the others), each in a fixed shuffled order."""
+    erased = {c.label for c in request.concepts}
+    known = {r["name"]: r for r in concepts}
+    categories = {known[c.label]["category"] for c in request.concepts if _is_object(c, known)}
+    kept = [r for r in concepts if r["kind"] == "object" and r["qualified"] and r["name"] not in erased]
+    kept.sort(key=lambda r: seed_of("kept", r["name"]))
+    near = [r["name"] for r in kept if r["category"] in categories]
+    return near, [r["name"] for r in kept if r["category"] not in categories]
+
+
+def _is_object(concept: Concept, known: dict[str, dict[str, Any]]) -> bool:
+    return concept.kind != "style" and concept.label in known
+
+
+def _plain(names: list[str], k: int, role: str, more: tuple[Ask, ...]) -> Item:
+    name = names[k % len(names)]
+    return Item(f"a {name}", FIRST_SEED + k // len(names), (Ask(role, name), *more))
+
+
+def _in_style(style: str, names: list[str], k: int) -> Item:
+    name = names[-1 - k % len(names)]
+    asks = (Ask("other-style", style), Ask("other", name))
+    return Item(f"a {name} in {style} style", FIRST_SEED + 16 + k, asks)

@@ -1,0 +1,92 @@
+"""Laws of the rules that pick token rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from efface.numerics.ridge import ridge_operator
+from efface.numerics.rows import (
+    aligned_guide_index,
+    all_rows,
+    content_rows,
+    content_to_end,
+    last_index,
+    last_row,
+    tail_pairs,
+)
+
+L = 77
+counts = st.integers(0, 5)
+
+
+def text(length: int = L) -> Tensor:
+    """Row i holds the number i."""
+    return torch.arange(length, dtype=torch.float64)[:, None].expand(length, 3)
+
+
+def numbers(rows: Tensor) -> list[int]:
+    return rows[:, 0].int().tolist()
+
+
+@given(counts)
+def test_each_rule_takes_the_rows_it_names(n: int) -> None:
+    assert numbers(last_row(text(), n)) == [n]  # for an empty text that is BOS
+    assert numbers(content_rows(text(), n)) == list(range(1, n + 1))
+    assert numbers(content_to_end(text())) == list(range(1, L))
+    assert numbers(all_rows(text())) == list(range(L))
+
+
+def test_encoders_without_bos_start_at_row_zero() -> None:
+    assert [last_index(n, bos=False) for n in (0, 1, 3)] == [0, 0, 2]
+    assert numbers(content_rows(text(), 2, bos=False)) == [0, 1]
+
+
+@given(counts, counts)
+def test_tail_slices_are_equal_and_start_at_each_texts_last_content_row(n_o: int, n_g: int) -> None:
+    """3.P-6."""
+    X, G = tail_pairs(text(), n_o, text(), n_g)
+    far = max(n_o, n_g)
+    assert numbers(X) == list(range(n_o, L - (far - n_o)))
+    assert numbers(G) == list(range(n_g, L - (far - n_g)))
+    assert len(X) == len(G) == L - far
+
+
+@pytest.mark.parametrize(("n_o", "n_g"), [(1, 0), (3, 1), (1, 2)])
+def test_first_row_of_the_tail_rule_is_the_last_row_rule(n_o: int, n_g: int) -> None:
+    """3.P-5."""
+    E, F = torch.randn(2, L, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    X, G = tail_pairs(E, n_o, F, n_g)
+    one, last = torch.ones(1), (last_row(E, n_o), last_row(F, n_g))
+    S = ridge_operator(*last, one, 0.5).operator()
+    assert torch.linalg.norm(ridge_operator(X[:1], G[:1], one, 0.5).operator() - S) <= 1e-12 * S.norm()
+    assert torch.linalg.norm(ridge_operator(X, G, torch.ones(len(X)), 0.5).operator() - S) > 1e-3 * S.norm()
+
+
+@given(counts, counts)
+def test_aligned_guides_have_the_role_of_their_row(n_o: int, n_g: int) -> None:
+    index = aligned_guide_index(L, n_o, n_g).tolist()  # index[i - 1] belongs to row i
+    assert len(index) == L - 1
+    assert index[n_o] == n_g + 1  # EOS to EOS
+    assert all(1 <= g < L for g in index)  # BOS is no guide
+    if n_g:
+        assert index[:n_o] == [min(i, n_g) for i in range(1, n_o + 1)]
+    else:
+        assert index[:n_o] == [1] * n_o
+    assert index[n_o:] == sorted(index[n_o:])
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: last_row(text(), L), lambda: content_rows(text(), L), lambda: last_index(-1)]
+)
+def test_counts_past_the_text_are_refused(call) -> None:
+    with pytest.raises(ValueError, match=r"content|end"):
+        call()
+
+
+def test_texts_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        tail_pairs(text(), 1, text(24), 1)
