@@ -71,6 +71,16 @@ def config_of(part: str) -> dict[str, Any]:
     return json.loads((REFERENCE / part / "config.json").read_text())
 
 
+# The U-Nets of Stable Diffusion 1.x and 2.x; every other value is diffusers' default.
+SD_UNETS: dict[str, dict[str, Any]] = {
+    "1.x": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "2.x": {
+        "sample_size": 64, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+}  # fmt: skip
+
+
 def make_pipe(seed: int = 0, dtype: torch.dtype | None = None, scheduler: str = "dpm", **unet: Any) -> Any:
     """A random StableDiffusionPipeline shaped like tests/reference/tiny-sd; the same seed, the same weights.
 
@@ -169,9 +179,7 @@ def bits(module: Any) -> dict[str, bytes]:
 
 def all_bits(model: Model) -> dict[str, bytes]:
     """Every weight of a model as bytes; opens all parts."""
-    return {
-        f"{p}.{k}": v for p in ("unet", "text_encoder", "vae") for k, v in bits(model.part(p)).items()
-    }
+    return {f"{p}.{k}": v for p in ("unet", "text_encoder", "vae") for k, v in bits(model.part(p)).items()}
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

@@ -37,11 +37,13 @@ SHEET = 8  # pairs a sheet, the first of each concept in the suite's own order: 
 
 def request_of(patch: Patch) -> Request:
     """The request that stands in a patch's recipe."""
-    row = dict(patch.recipe["request"])
-    concepts = tuple(
-        Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}) for c in row["concepts"]
-    )
-    return Request(concepts, tuple(row["keep"]), row["seed"], row["preset"])
+    row = patch.recipe["request"]
+    return Request(tuple(_concept(c) for c in row["concepts"]), tuple(row["keep"]), row["seed"], row["preset"])
+
+
+def _concept(row: dict[str, Any]) -> Concept:
+    fields: dict[str, Any] = row | {"synonyms": tuple(row["synonyms"]), "keep": tuple(row["keep"])}
+    return Concept(**fields)
 
 
 @dataclass(frozen=True)

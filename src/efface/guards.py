@@ -74,7 +74,8 @@ class Prediction:
 class Rule(Protocol):
     """One rule; `place` is one of `PLACES`."""
 
-    place: str
+    @property
+    def place(self) -> str: ...
 
     def start(self, call: Call) -> Any: ...
 

@@ -90,8 +90,8 @@ class Model:
         return StableDiffusionPipeline(
             **{n: self.part(n) for n in ("unet", "text_encoder", "vae", "tokenizer")},
             scheduler=self.scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
+            safety_checker=None,  # pyright: ignore[reportArgumentType]
+            feature_extractor=None,  # pyright: ignore[reportArgumentType]
             requires_safety_checker=False,
         )  # pyright: ignore[reportCallIssue]
 
@@ -109,7 +109,7 @@ class Model:
             return self._source.path
         raise WrongFile("this model is a pipeline in memory; save_pretrained writes it to a folder")
 
-    # --- what the model knows ----------------------------------------------------------------------------------------
+    # --- what the model knows ---------------------------------------------------------------------------------------
 
     @cached_property
     def concepts(self) -> tuple[dict[str, Any], ...]:
@@ -120,7 +120,7 @@ class Model:
     def kinds(self) -> dict[str, str]:
         return {c["name"]: c["kind"] for c in self.concepts}
 
-    # --- text --------------------------------------------------------------------------------------------------------
+    # --- text -------------------------------------------------------------------------------------------------------
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text with both ends, neither cut nor padded."""
@@ -160,7 +160,7 @@ class Model:
         encoder = self.part("text_encoder")
         return encoder(torch.tensor(ids, device=self.device))[0].float().cpu()  # (n, length, width)
 
-    # --- weights -----------------------------------------------------------------------------------------------------
+    # --- weights ----------------------------------------------------------------------------------------------------
 
     def weight(self, site: str) -> torch.Tensor:
         """The weight in force at a site in the model's dtype, read from disk if the denoiser is not open.
@@ -202,11 +202,14 @@ class Model:
         digest = hashlib.sha256(self.card.hash.encode())
         kept = {f"unet.{k}": v for a in reversed(self._stack) for k, v in a.kept.items()}
         for part in ("unet", "text_encoder", "vae"):
-            for name, tensor in sorted(self.part(part).state_dict().items()):
-                digest.update(_digest(name, kept.get(f"{part}.{name}", tensor)).encode())
+            state: dict[str, torch.Tensor] = self.part(part).state_dict()
+            for name in sorted(state):
+                tensor = kept.get(f"{part}.{name}", state[name]).contiguous().cpu()
+                digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    # --- patches in force ----------------------------------------------------------------------------------------------
+    # --- patches in force -------------------------------------------------------------------------------------------
 
     def push(self, patch: Patch, trusted: bool = False) -> None:
         """Write a patch over what is in force. Raises WrongBase; then nothing was written.
@@ -226,7 +229,8 @@ class Model:
         """Take the top patch off. Raises WrongBase if it is another one or none was applied in this process."""
         if not self._stack:
             raise WrongBase(
-                f"no copies of the old weights are kept in this process; load {patch.base.get('name', 'the base')!r} again"
+                "no copies of the old weights are kept in this process; "
+                f"load {patch.base.get('name', 'the base')!r} again"
             )
         if self._stack[-1].patch.hash != patch.hash:
             raise WrongBase("another patch was applied after this one; undo that one first")
@@ -285,7 +289,7 @@ class Model:
             for patch in reversed(done):
                 self.pop(patch)
 
-    # --- pictures ------------------------------------------------------------------------------------------------------
+    # --- pictures ---------------------------------------------------------------------------------------------------
 
     def generate(
         self,

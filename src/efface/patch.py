@@ -301,9 +301,7 @@ class Patch:
     def to_bytes(self) -> bytes:
         from safetensors.torch import save
 
-        tensors = {
-            f"{i:04d}.{n}": t.contiguous() for i, e in enumerate(self.edits) for n, t in e.tensors().items()
-        }
+        tensors = {f"{i:04d}.{n}": t.contiguous() for i, e in enumerate(self.edits) for n, t in e.tensors().items()}
         text = json.dumps(self.header(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         # One metadata entry: the library writes several in an order that differs from run to run.
         return save(tensors, metadata={"efface": text})
@@ -382,7 +380,8 @@ def _edit(index: int, row: dict[str, Any], tensors: Mapping[str, torch.Tensor]) 
         return Dense(sites[0], own["change"], gate)
     if kind == Mask.kind:
         shape = tuple(int(n) for n in row["shape"])
-        if min(shape, default=1) < 1 or own["bits"].dtype != torch.uint8 or own["bits"].numel() != (math.prod(shape) + 7) // 8:
+        size = (math.prod(shape) + 7) // 8 if min(shape, default=1) > 0 else -1
+        if own["bits"].dtype != torch.uint8 or own["bits"].numel() != size:
             raise ValueError(f"mask of shape {shape} with {own['bits'].numel()} bytes")
         return Mask(sites[0], own["bits"], shape, gate)
     if kind == Guard.kind:

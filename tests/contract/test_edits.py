@@ -112,7 +112,7 @@ def test_zero_edits_and_edits_without_site_raise(edits: tuple[Edit, ...]) -> Non
 
 
 def test_a_number_that_is_not_finite_raises_and_names_the_site() -> None:
-    with pytest.raises(WrongFile, match="'here'.*NaN"):
+    with pytest.raises(WrongFile, match=r"'here'.*NaN"):
         Patch((Dense("here", torch.tensor([[float("inf")]])),)).check()
 
 

@@ -1,4 +1,4 @@
-"""The promises of every method (docs/adding-a-method.md). One row a method and preset; a new method has its rows at once."""
+"""The promises of every method (docs/adding-a-method.md). One row a method and preset, also for new ones."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_apply_then_undo_is_exact_also_nested_and_also_after_an_exception(row: R
     before, patch = all_bits(model), _patch(row)
     patch.apply_(model)
     once = all_bits(model)
-    with pytest.raises(RuntimeError, match="inside"), patch.scaled(0.5).applied(model):
+    with pytest.raises(RuntimeError, match="inside"), patch.scaled(0.5).applied(model):  # noqa: PT012
         assert patch.by_prompt or all_bits(model) != once
         raise RuntimeError("inside")
     assert all_bits(model) == once

@@ -278,7 +278,9 @@ def test_generate_draws_what_python_draws_and_patches_act_in_order(
         assert (np.asarray(found) == np.asarray(image)).all()
 
 
-def test_strength_zero_applied_is_the_base(cli: Cli, place: Callable[[str], str], tmp_path: Path, tiny_folder: Path) -> None:
+def test_strength_zero_applied_is_the_base(
+    cli: Cli, place: Callable[[str], str], tmp_path: Path, tiny_folder: Path
+) -> None:
     assert run(cli, place, "apply @tiny @patch --strength 0 -o @out/m").code == 0
     assert (tmp_path / "out" / "m" / WEIGHTS).read_bytes() == (tiny_folder / WEIGHTS).read_bytes()
 

@@ -45,8 +45,10 @@ def test_moments_equal_what_hooks_see(tiny: Model, cache: Path) -> None:
     assert all_bits(tiny) == before
     for site in wants.statistics[0].sites:
         seen: list[torch.Tensor] = []
-        handle = tiny.part("unet").get_submodule(site).register_forward_hook(
-            lambda m, args, out, seen=seen: seen.append(args[0].double().flatten(0, -2))
+        handle = (
+            tiny.part("unet")
+            .get_submodule(site)
+            .register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[0].double().flatten(0, -2)))
         )
         sample(tiny, GROUP.prompts, GROUP.seeds, steps=2, guidance=3.0)
         handle.remove()
@@ -173,7 +175,7 @@ def test_texts_are_encoded_as_the_pipeline_encodes_them(tiny: Model) -> None:
 
 
 def test_content_rows_are_the_first_rows_of_the_whole_window(tiny: Model) -> None:
-    """The encoder is causal: nothing behind the last content token can change it."""
+    """1.P-1, 2.P-9. The encoder is causal: nothing behind the last content token can change it."""
     for short, whole in zip(
         tiny.encode(["a dog", "a red house"], "content"), tiny.encode(["a dog", "a red house"]), strict=True
     ):

@@ -111,8 +111,10 @@ WANTED = [Concept("dog", "object", "cat", ("puppy", "hound"), ("wolf",), "dog"),
 FILES = {
     "c.toml": '[[concepts]]\nname="dog"\nkind="object"\nanchor="cat"\nsynonyms=["puppy","hound"]\nkeep=["wolf"]\n'
     '[[concepts]]\nname="noto"\nkind="style"\n',
-    "c.yaml": "concepts:\n- {name: dog, kind: object, anchor: cat, synonyms: [puppy, hound], keep: [wolf]}\n- style:noto\n",
-    "c.yml": "- {name: dog, kind: object, anchor: cat, synonyms: puppy; hound, keep: wolf}\n- {name: noto, kind: style}\n",
+    "c.yaml": "concepts:\n- {name: dog, kind: object, anchor: cat, synonyms: [puppy, hound], keep: [wolf]}\n"
+    "- style:noto\n",
+    "c.yml": "- {name: dog, kind: object, anchor: cat, synonyms: puppy; hound, keep: wolf}\n"
+    "- {name: noto, kind: style}\n",
     "c.json": json.dumps(
         [{"name": "dog", "kind": "object", "anchor": "cat", "synonyms": ["puppy", "hound"], "keep": ["wolf"],
           "label": "dog"}, "style:noto"]),

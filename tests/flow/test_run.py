@@ -33,9 +33,7 @@ def test_python_and_command_line_give_the_same_bytes(method: str, cli: Cli, tmp_
     said = cli("erase", "mini", "-c", "cat", "-c", "noto style=", "--keep", "dog", "--method", method, "--seed", 4,
                "--set", "lam=0.2", "--device", "cpu", "-o", out)  # fmt: skip
     assert said.code == 0, said.err
-    patch = efface.erase(
-        efface.load("mini", "cpu"), ["cat", "noto style="], ["dog"], method, seed=4, lam=0.2
-    )
+    patch = efface.erase(efface.load("mini", "cpu"), ["cat", "noto style="], ["dog"], method, seed=4, lam=0.2)
     assert out.read_bytes() == patch.to_bytes()
     beside = json.loads((tmp_path / "p.safetensors.json").read_text())
     assert beside["seconds"] > 0
@@ -46,7 +44,9 @@ def test_a_concept_file_gives_the_bytes_of_the_same_concepts(cli: Cli, tmp_path:
     (tmp_path / "c.toml").write_text('[[concepts]]\nname="dog"\nanchor="cat"\n[[concepts]]\nname="noto style"\n')
     (tmp_path / "keep.txt").write_text("a house\n")
     one, two = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
-    first = cli("erase", tiny_folder, "--concepts", tmp_path / "c.toml", "--keep-file", tmp_path / "keep.txt", "-o", one)
+    first = cli(
+        "erase", tiny_folder, "--concepts", tmp_path / "c.toml", "--keep-file", tmp_path / "keep.txt", "-o", one
+    )
     second = cli("erase", tiny_folder, "-c", "dog=cat", "-c", "noto style", "--keep", "a house", "-o", two)
     assert first.code == second.code == 0
     assert one.read_bytes() == two.read_bytes()

@@ -142,9 +142,7 @@ class Nudge:
 
     def at(self, step: guards.Step, state: Any, value: Any, site: str) -> Any:
         assert state == PROMPTS[0]
-        tensor = {"prompt": lambda: value.values, "prediction": lambda: value.guided}.get(
-            self.place, lambda: value
-        )()
+        tensor = {"prompt": lambda: value.values, "prediction": lambda: value.guided}.get(self.place, lambda: value)()
         self.calls.append((step.index, site, tuple(tensor.shape)))
         moved = tensor + self.amount * torch.linspace(-1, 1, tensor.shape[-1], dtype=tensor.dtype)
         return replace(value, values=moved) if self.place == "prompt" else moved

@@ -143,9 +143,7 @@ def test_progress_gives_every_item_and_stops_at_the_next_one_when_cancelled() ->
     work, seen = Work(), []
     assert list(work.progress("abc", "letters")) == ["a", "b", "c"]
     with pytest.raises(Cancelled):
-        for item in work.progress("abc", "letters"):
-            seen.append(item)
-            work.cancel()
+        seen.extend(work.cancel() or item for item in work.progress("abc", "letters"))
     assert seen == ["a"]
 
 

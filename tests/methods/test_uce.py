@@ -152,8 +152,11 @@ def test_synonyms_are_erased_with_the_name(reference: Model) -> None:
 
 def test_a_style_goes_to_art_in_the_released_script_and_everything_else_to_nothing(reference: Model) -> None:
     for concept, wanted in (("noto style", "noto style=art"), ("dog", "dog=")):
-        assert erase(reference, concept).edits[0].tensors()["left"].equal(
-            erase(reference, wanted).edits[0].tensors()["left"]
+        assert (
+            erase(reference, concept)
+            .edits[0]
+            .tensors()["left"]
+            .equal(erase(reference, wanted).edits[0].tensors()["left"])
         )
 
 

@@ -45,7 +45,10 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run and exit: 0 done, 1 error, 2 usage, 3 gate failed, 130 interrupted. Errors are at most two lines on stderr."""
+    """Run and exit: 0 done, 1 error, 2 usage, 3 gate failed, 130 interrupted.
+
+    Errors are at most two lines on stderr.
+    """
     code = 0
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False) or 0

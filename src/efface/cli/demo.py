@@ -20,7 +20,10 @@ def command(
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
-    """Erase from the bundled model, measure, write the report. A finished demo is drawn anew, an unfinished one goes on."""
+    """Erase from the bundled model, measure, write the report.
+
+    A finished demo is drawn anew, an unfinished one goes on.
+    """
     o.prepare(threads, offline=True)
     from efface.audit import Audit, audit
     from efface.model import load

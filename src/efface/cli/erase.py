@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,7 +50,7 @@ def command(
         raise OutputExists(out)
     kept = [*(keep or ()), *(read_lines(keep_file) if keep_file else ())]
     request = Request.build(o.gathered(concept, concepts), kept, seed, preset)
-    settings = o.settings_of(set_)
+    settings: dict[str, Any] = dict(o.settings_of(set_))
     made = plan(o.opened(model, device, dtype, threads, offline), request, method=method, **settings)
     for line in made.lines():
         print(line, file=sys.stderr)

@@ -96,3 +96,33 @@ def _fit_garbage(output: Path, base: Path, source: Any, encoder: Any, home: Path
     detector, card = fit_and_measure(judge, drawn, extra, encoder, controls)
     garbage.save(detector, judge, card, output)
     typer.echo(f"garbage detector {detector.version} in {output}")
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A bundled model.")] = "mini",
+    half: Annotated[str, typer.Option(help="report, tune or both: which objects get the full 24 images.")] = "both",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Draw what the model is asked for, judge it, write its concept list. Resumable: images are cached."""
+    from efface.cli.options import prepare
+    from efface.errors import UnknownName
+
+    if half not in ("report", "tune", "both"):
+        raise UnknownName("half", half, ("report", "tune", "both"))
+    prepare(offline=True)
+    from efface import world
+    from efface.judges import world as judges
+    from efface.model import load
+    from efface.work import Work
+    from efface.world import rates
+
+    things = [o for o in world.objects() if o.picked]
+    full = tuple(o for o in things if half in ("both", o.half))
+    rest = tuple(o for o in things if o not in full)
+    opened, judge, work = load(model, "cpu"), judges.load(), Work(quiet=quiet)
+    chosen = rates.items(full) + rates.items(rest, plain=8, styled=False)
+    with work.interruptible():
+        rows = rates.measure(opened, judge, chosen, work)
+    path = rates.write(rows, judge, opened.folder)
+    typer.echo(f"{path}: {sum(r['qualified'] for r in rows)} of {len(rows)} concepts qualified")

@@ -77,7 +77,7 @@ def _sites(unet: Mapping[str, Any]) -> list[Site]:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        network = UNet2DConditionModel.from_config(dict(unet))
+        network: Any = UNet2DConditionModel.from_config(dict(unet))
     found = []
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):

@@ -34,9 +34,11 @@ class Method(Protocol):
 
 
 def require(method: Any, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
-    """Raise BadRequest for a setting that is out of range; None (the preset decides) passes."""
+    """Raise BadRequest for a number that is out of range; None (the preset decides) and words pass."""
     for field in (*positive, *not_negative):
         value = getattr(method, field)
         least = "above 0" if field in positive else "at least 0"
-        if (value is not None and not (value > 0 or (value == 0 and field in not_negative))) or value == math.inf:
+        if value is None or isinstance(value, str):
+            continue
+        if not (0 < value < math.inf or (value == 0 and field in not_negative)):
             raise BadRequest(f"setting {field!r} of {type(method).__name__} must be {least}, got {value}")

@@ -7,7 +7,7 @@ large-scale form, as released (preset `code`); what is marked "ours" belongs to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from efface.methods import require
 from efface.needs import Needs
 from efface.numerics import geometry, information, spectral
 from efface.numerics.rows import aligned_guide_index, content_to_end, last_row, tail_pairs
-from efface.patch import Dense, Edit, LowRank, Patch
+from efface.patch import Dense, Edit, LowRank, Operator, Patch
 from efface.work import Work, seed_of
 
 if TYPE_CHECKING:
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 __all__ = ["ScaPre"]
 
 _CODE: dict[str, Any] = {
-    "rows": "tail", "expand": "none", "companions": 0, "guide": "", "erase_scale": 3.0, "lam": 0.5, "keep_scale": 0.0,
+    "rows": "tail", "expand": "none", "companions": 0, "guide": "",
+    "anchor": "guide", "balance": False, "erase_scale": 3.0, "lam": 0.5, "keep_scale": 0.0,
     "mask": "code", "normalise": "zscore", "power": 5.0, "sigma": 0.01, "negatives": "empty", "samples": 20,
     "target": "mask", "concept_gram": True, "decouple": True, "spectral": False, "temperature": 1.0,
     "spectral_power": 1.0, "geometry": "rows", "iterations": 1, "bures": 0.0, "mu": "entropy", "relative": False,
 }  # fmt: skip
 _EFFACE: dict[str, Any] = _CODE | {
-    "rows": "content-to-end", "expand": "sentence", "companions": 16, "erase_scale": 10.0, "lam": 0.1, "keep_scale": 1.0,
-    "mask": "population", "normalise": "unit", "power": 1.0, "negatives": "keep", "target": "interpolate",
+    "rows": "content-to-end", "expand": "sentence", "companions": 32,
+    "anchor": "nearest", "balance": True, "erase_scale": 10.0, "lam": 0.05, "keep_scale": 1.0,
+    "mask": "off", "normalise": "unit", "power": 1.0, "sigma": 0.003, "negatives": "keep", "target": "interpolate",
     "concept_gram": False, "decouple": False, "geometry": "bures", "bures": 0.0, "mu": 0.0, "relative": True,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {"code": _CODE, "efface": _EFFACE, "world": _EFFACE}
@@ -53,7 +55,9 @@ class ScaPre:
 
     rows: context rows: "tail" (code), "last", or "content-to-end" paired by role (ours). expand: "none" or "sentence"
     (ours: short sentences around each name). companions: kept texts that an erased style is taken away from (ours;
-    "a cat in noto style" -> "a cat"). guide: anchor of concepts that name none. erase_scale: eta. lam: ridge.
+    "a cat in noto style" -> "a cat"). guide: anchor of concepts that name none. anchor: "nearest"
+    (ours) sends objects without an anchor to the closest kept text instead. balance: every concept weighs the same,
+    however many texts it has (ours). erase_scale: eta. lam: ridge.
     keep_scale: weight of kept texts and the empty text in the equation (ours; 0 is the code's, which ignores them).
     mask: Informax by "code" draws, "population" limit or "off"; normalise: "zscore" (code), "max" (paper), "unit"
     (ours); power, sigma, samples as in the code; negatives: "empty" (code) or "keep" (ours). target: "mask" multiplies
@@ -68,6 +72,8 @@ class ScaPre:
     expand: Literal["none", "sentence"] | None = None
     companions: int | None = None
     guide: str | None = None
+    anchor: Literal["guide", "nearest"] | None = None
+    balance: bool | None = None
     erase_scale: float | None = None
     lam: float | None = None
     keep_scale: float | None = None
@@ -99,15 +105,25 @@ class ScaPre:
         return Needs(texts=tuple(dict.fromkeys(("", *pairs, *self._kept_texts(request)))))
 
     def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
-        """One change a site, as a low-rank pair where that is smaller."""
-        context = _Context(self, evidence, request)
+        """One operator where nothing depends on the weight, else one change a site, low rank where that is smaller."""
+        context = _Context(self, evidence, self._anchored(request, evidence))
+        sites = model.card.select("cross.k", "cross.v")
+        if self._one_operator:
+            edit, found = _operator(context, model, [s.name for s in sites], work)
+            return Patch((edit,), {"numbers": {"shared": context.numbers, "operator": found}})
         edits: list[Edit] = []
         numbers: dict[str, dict[str, float]] = {}
-        for site in work.progress(model.card.select("cross.k", "cross.v"), "sites"):
+        for site in work.progress(sites, "sites"):
             weight = model.weight(site.name).double().cpu()  # (o, d)
             new, numbers[site.name] = context.site(weight, site.name, work)
             edits.append(_stored(site.name, new - weight))
         return Patch(tuple(edits), {"numbers": {"shared": context.numbers, "sites": numbers}})
+
+    @property
+    def _one_operator(self) -> bool:
+        """Without masks, entropy and geometry step nothing depends on the weight: `W' = W (I + S)` at every site."""
+        still = self.geometry == "none" or (self.geometry == "bures" and not self.bures)
+        return self.mask == "off" and still and self.mu != "entropy"
 
     def _pairs(self, concept: Concept, request: Request) -> list[tuple[str, str]]:
         """(text, anchor text) of a concept, its synonyms and the sentences around them."""
@@ -120,9 +136,27 @@ class ScaPre:
             name = text.removesuffix(" style") if style else text
             for form, bare in SENTENCES["style" if style else ""][1:]:
                 pairs.append((form.format(name), form.format(anchor) if anchor else bare))
-            for kept in _spread(request.kept_texts, self.companions or 0) if style else ():
-                pairs.append((f"a {kept} in {name} style", f"a {kept} in {anchor} style" if anchor else f"a {kept}"))
-        return pairs
+        if not style or not self.companions or not request.kept_texts:
+            return pairs
+        # taken away from things that stay, a style leaves them as they are; alone it would take them along
+        names = [text.removesuffix(" style") for text in concept.texts]
+        kept = _spread(request.kept_texts, self.companions)
+        new = f"a {{}} in {anchor} style" if anchor else "a {}"
+        return [(f"a {k} in {n} style", new.format(k)) for n in names for k in kept]
+
+    def _anchored(self, request: Request, evidence: Evidence) -> Request:
+        """With anchor "nearest": every object without an anchor of its own goes to the kept text closest to it."""
+        if self.anchor != "nearest" or not request.kept_texts:
+            return request
+        kept = torch.stack([_meaning(evidence.text(text)) for text in request.kept_texts])  # (k, d)
+
+        def settled(concept: Concept) -> Concept:
+            if concept.kind == "style" or concept.anchor is not None:
+                return concept
+            closest = int((kept @ _meaning(evidence.text(concept.name))).argmax())
+            return replace(concept, anchor=request.kept_texts[closest])
+
+        return replace(request, concepts=tuple(settled(c) for c in request.concepts))
 
     def _kept_texts(self, request: Request) -> tuple[str, ...]:
         """Texts that keep their outputs: the empty text and, around every kept text, the same sentences."""
@@ -138,10 +172,12 @@ class _Context:
         self.names: list[str] = []
         blocks, guides, firsts = [], [], []
         for concept in request.concepts:
-            for text, anchor in method._pairs(concept, request):
+            pairs = method._pairs(concept, request)
+            weight = (1 / len(pairs)) ** 0.5 if method.balance else 1.0
+            for text, anchor in pairs:
                 x, g = _paired(method.rows, evidence.text(text), evidence.text(anchor))
-                blocks.append(x.double())
-                guides.append(g.double())
+                blocks.append(weight * x.double())
+                guides.append(weight * g.double())
                 firsts.append(last_row(evidence.text(text).rows, evidence.text(text).count - 2)[0])
                 self.names.append(text)
         self.pairs = spectral.pair_rows(blocks, guides)
@@ -240,6 +276,12 @@ class _Context:
         }
 
 
+def _meaning(encoded: Encoded) -> torch.Tensor:
+    """The last content row at unit length, less BOS: what is common to all texts tells nothing. (d,)"""
+    row = encoded.rows[encoded.count - 2] - encoded.rows[0]
+    return torch.nn.functional.normalize(row.double(), dim=0)
+
+
 def _spread(texts: tuple[str, ...], n: int) -> tuple[str, ...]:
     """At most n of the texts, evenly spread over the list."""
     n = min(n, len(texts))
@@ -259,6 +301,16 @@ def _paired(rows: str | None, concept: Encoded, anchor: Encoded) -> tuple[torch.
 def _round_robin(rows: torch.Tensor, n: int) -> torch.Tensor:
     """n rows (n, d), the given ones in turn."""
     return rows[torch.arange(n) % len(rows)]
+
+
+def _operator(context: _Context, model: Model, sites: list[str], work: Work) -> tuple[Edit, dict[str, float]]:
+    """The edit of the identity matrix is I + S; one S serves every site."""
+    stream = model.card.streams[0]
+    unit = torch.eye(stream.width, dtype=torch.float64)
+    new, numbers = context.site(unit, "", work)
+    found = spectral.low_rank(new - unit, 1e-6)
+    left, right = (new - unit, unit) if found is None else (found[0], found[1].T)
+    return Operator(stream.name, left.float().contiguous(), right.float().contiguous(), tuple(sites)), numbers
 
 
 def _stored(site: str, delta: torch.Tensor) -> Edit:

@@ -1,0 +1,96 @@
+"""Cards and sites: the same from a pipeline, a folder or configurations alone, and complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import efface
+from conftest import SD_UNETS, MakePipe, config_of
+from efface.errors import UnknownName, WrongFile
+from efface.families.stable_diffusion import StableDiffusion
+from efface.model import Model
+
+
+def test_sites_are_the_same_from_pipeline_folder_and_configuration(tiny: Model, tiny_pipe: MakePipe) -> None:
+    """1.P-2."""
+    pipe = tiny_pipe()
+    configs = {p: config_of(p) for p in ("unet", "text_encoder", "vae")}
+    configs["unet"] = dict(reversed(configs["unet"].items()))
+    card = StableDiffusion.card("x", {**configs, "scheduler": {}}, {})
+    assert card.sites == tiny.card.sites == efface.load(pipe).card.sites
+    assert [s.name for s in card.sites] == sorted(s.name for s in card.sites)
+    state = pipe.unet.state_dict()
+    assert {s.key: s.shape for s in card.sites}.items() <= {k: tuple(v.shape) for k, v in state.items()}.items()
+
+
+@pytest.mark.parametrize("version", SD_UNETS)
+def test_stable_diffusion_has_sixteen_keys_and_values_of_the_text_width(version: str) -> None:
+    """1.P-4, without weights."""
+    text = {"max_position_embeddings": 77}
+    configs = {"unet": {**config_of("unet"), **_defaults(), **SD_UNETS[version]}, "text_encoder": text,
+               "vae": {"block_out_channels": [128, 256, 512, 512]}, "scheduler": {}}  # fmt: skip
+    card = StableDiffusion.card(version, configs, {})
+    width = SD_UNETS[version]["cross_attention_dim"]
+    for role in ("cross.k", "cross.v"):
+        assert [s.shape[1] for s in card.select(role)] == [width] * 16
+        assert {s.stream for s in card.select(role)} == {"text"}
+    assert (card.streams[0].width, card.streams[0].length, card.size) == (width, 77, (512, 512))
+    assert {s.stream for s in card.select("self.k", "self.v", "cross.q", "ff.in")} == {None}
+
+
+def _defaults() -> dict[str, object]:
+    import inspect
+
+    from diffusers import UNet2DConditionModel
+
+    given = inspect.signature(UNet2DConditionModel.__init__).parameters.values()
+    return {p.name: p.default for p in given if p.default is not p.empty}
+
+
+def test_the_tiny_and_the_bundled_model_have_as_many_keys_as_values_and_text_enters_nowhere_else(
+    tiny: Model, mini: Model
+) -> None:
+    """1.P-4."""
+    for model in (tiny, mini):
+        keys, values = model.card.select("cross.k"), model.card.select("cross.v")
+        assert len(keys) == len(values) > 0
+        assert {s for s in model.card.sites if s.stream} == {*keys, *values}
+    assert len(tiny.card.select("cross.k")) == 4
+
+
+def test_an_unknown_site_and_an_unknown_role_are_named_with_the_nearest(tiny: Model) -> None:
+    name = tiny.card.select("cross.k")[0].name
+    with pytest.raises(UnknownName, match=name):
+        tiny.weight(name + "x")
+    with pytest.raises(UnknownName, match=r"'cross\.k'"):
+        tiny.card.select("cros.k")
+
+
+def test_mini_states_its_preset_steps_and_guidance_and_others_are_efface(mini: Model, tiny: Model) -> None:
+    assert (mini.card.preset, mini.card.steps, mini.card.guidance) == ("world", 20, 4.0)
+    assert (tiny.card.preset, tiny.card.steps, tiny.card.guidance) == ("efface", 50, 7.5)
+    schedule = mini.card.schedule_dict()
+    assert schedule["_class_name"] == "DPMSolverMultistepScheduler"
+
+
+def test_a_weight_is_read_from_disk_without_opening_the_denoiser(tiny: Model) -> None:
+    site = tiny.card.select("cross.v")[0].name
+    from_disk = tiny.weight(site)
+    assert not tiny._opened
+    tiny.part("unet")
+    assert tiny._opened
+    assert tiny.weight(site).equal(from_disk)
+
+
+def test_a_part_of_another_library_is_not_loaded(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hostile"
+    shutil.copytree(tiny_folder, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["unet"] = ["os", "system"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(WrongFile, match="only diffusers and transformers"):
+        efface.load(folder, "cpu").part("unet")

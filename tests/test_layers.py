@@ -1,0 +1,174 @@
+"""Who may import whom, how long a thing may be, and what no file may hold. Read from the source, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src"
+FILES = sorted(SRC.rglob("*.py"))
+# Who knows diffusers. `cli/options.py` silences its warnings and progress bars.
+KNOW_DIFFUSERS = ("families/", "model.py", "sampler.py", "export.py", "world/", "cli/options.py")
+LONGEST_FUNCTION, LONGEST_FILE = 70, 450
+# Files that are no text of ours.
+BINARY = {".safetensors", ".png", ".npz", ".ico"}
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def place(file: Path) -> str:
+    """Path inside the package."""
+    return file.relative_to(SRC / "efface").as_posix()
+
+
+def imports(module: ast.Module, package: str) -> set[str]:
+    """Dotted names of everything that is imported, at any depth; relative ones are made absolute."""
+    found: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, node.module] if node.module else parents)
+            found |= {base} | {f"{base}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            found |= {a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+    return found
+
+
+def imported(file: Path) -> set[str]:
+    package = ".".join(file.relative_to(SRC).parent.parts)
+    return imports(tree(file), package)
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == p or name.startswith(f"{p}.") for p in packages)
+
+
+def test_the_reader_of_imports_sees_every_form() -> None:
+    """A reader that is blind would let everything pass."""
+    text = "import a.b\nfrom c import d\ndef f():\n    from . import e\n    from ..g import h\n    import_module('i')\n"
+    assert imports(ast.parse(text), "efface.cli") == {
+        "a.b", "c", "c.d", "efface.cli", "efface.cli.e", "efface.g", "efface.g.h", "i",
+    }  # fmt: skip
+    assert within("diffusers.utils", "diffusers")
+    assert not within("diffusers_extra", "diffusers")
+    assert len(FILES) > 40
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if place(f).startswith("numerics/")], ids=place)
+def test_numerics_know_nothing_of_diffusers_or_of_ours(file: Path) -> None:
+    for name in imported(file):
+        assert not within(name, "diffusers", "transformers", "PIL", "safetensors"), name
+        assert not within(name, "efface") or within(name, "efface.numerics") or name == "efface", name
+    assert "efface" not in {n for n in imported(file) if not within(n, "efface.numerics")}
+
+
+def test_nothing_imports_the_studio() -> None:
+    for file in FILES:
+        if not place(file).startswith("ui/"):
+            assert not [n for n in imported(file) if within(n, "efface.ui", "gradio")], place(file)
+
+
+def test_only_those_who_may_know_diffusers_import_it() -> None:
+    know = {place(f) for f in FILES if any(within(n, "diffusers") for n in imported(f))}
+    assert know, "the reader finds nobody"
+    assert {k for k in know if not k.startswith(KNOW_DIFFUSERS)} == set()
+
+
+@pytest.mark.parametrize("kind", ["methods", "attacks", "metrics"])
+def test_a_plug_in_imports_neither_diffusers_nor_another_plug_in(kind: str) -> None:
+    for file in (SRC / "efface" / kind).glob("*.py"):
+        names = imported(file)
+        assert not [n for n in names if within(n, "diffusers", "transformers")], place(file)
+        others = [
+            f"efface.{k}.{f.stem}"
+            for k in ("methods", "attacks", "metrics")
+            for f in (SRC / "efface" / k).glob("*.py")
+            if f != file and f.stem != "__init__"
+        ]
+        assert not [n for n in names if within(n, *others)], place(file)
+
+
+def test_the_cli_is_imported_by_nobody() -> None:
+    for file in FILES:
+        if not place(file).startswith("cli/") and place(file) != "__main__.py":
+            assert not [n for n in imported(file) if within(n, "efface.cli", "typer")], place(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=place)
+def test_nothing_is_too_long(file: Path) -> None:
+    lines = len(file.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST_FILE, f"{place(file)} has {lines} lines"
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            size = (node.end_lineno or 0) - node.lineno + 1
+            assert size <= LONGEST_FUNCTION, f"{place(file)}: {node.name} has {size} lines"
+
+
+def test_no_pickle_no_remote_code_no_shell() -> None:
+    for file in FILES:
+        assert not [n for n in imported(file) if within(n, "pickle", "dill", "joblib", "marshal")], place(file)
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec", "os.system"), f"{place(file)}: {name}"
+                for k in node.keywords:
+                    assert k.arg != "trust_remote_code", place(file)
+                    assert (k.arg, ast.unparse(k.value)) not in (("allow_pickle", "True"), ("weights_only", "False"))
+                if name == "torch.load":
+                    assert "weights_only" in {k.arg for k in node.keywords}, place(file)
+
+
+# --- every file of the tree ------------------------------------------------------------------------------------------
+
+
+def _texts() -> list[Path]:
+    """Tracked files and new ones that git does not ignore; without git, the sources and tests."""
+    asked = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        found = [ROOT / line for line in said.splitlines()]
+    except (OSError, subprocess.CalledProcessError):
+        found = [p for folder in ("src", "tests", "docs") for p in (ROOT / folder).rglob("*")]
+    return [f for f in found if f.is_file() and f.suffix not in BINARY and f != Path(__file__)]
+
+
+# Where packages and models come from is the user's configuration, not ours; and paths of somebody's machine.
+FORBIDDEN = {
+    "a package registry": re.compile(r"registry\.(npmjs|yarnpkg)|pypi\.org|files\.pythonhosted|jsdelivr|unpkg"),
+    "another registry's address": re.compile(r"--((extra-)?index-url|registry)[= ]+\S*//|(?m:^registry *= *http)"),
+    "a path of one machine": re.compile(r"(?<![\w.])/(work|home/\w+|Users/\w+|root)/(?!\.\.)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_holds(what: str) -> None:
+    guilty = []
+    for file in _texts():
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if found := FORBIDDEN[what].search(text):
+            guilty.append(f"{file.relative_to(ROOT)}: {found[0]}")
+    assert guilty == []
+
+
+def test_the_patterns_find_what_they_forbid() -> None:
+    for what, text in {
+        "a package registry": "https://registry.npmjs.org/x",
+        "another registry's address": "pip install --index-url https://example.org/simple x",
+        "a path of one machine": "open('/work/main/x')",
+    }.items():
+        assert FORBIDDEN[what].search(text)
+    assert not FORBIDDEN["a path of one machine"].search("see ./work/x and https://a.org/home/x and /workshop/")
