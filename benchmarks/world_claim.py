@@ -104,7 +104,9 @@ def lines(row: dict[str, Any]) -> str:
     said = [f"keep list: {row['keep']}"]
     for role in ("targets", "style", "unstyled"):
         c = row[role]
-        said.append(f"  {role:<9} base {c['base']:.1%} edited {c['edited']:.1%}, at most {c['edited_upper']:.1%} (n {c['n']})")
+        said.append(
+            f"  {role:<9} base {c['base']:.1%} edited {c['edited']:.1%}, at most {c['edited_upper']:.1%} (n {c['n']})"
+        )
     kept = row["kept"]
     said.append(
         f"  kept      base {kept['base']:.1%} edited {kept['edited']:.1%}, loss {kept['loss']:.1%}, "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import efface
 from efface import report as page
 from efface.errors import BadRequest, OutputExists, UnknownName
-from efface.measure import Sampling, Side, cell, draw, judge_images, tables
+from efface.measure import Sampling, Side, absent_table, cell, draw, judge_images, tables
 from efface.registry import find
 from efface.request import Concept, Request
 from efface.store import Images, Records, key_of, write_bytes
@@ -63,9 +63,7 @@ class Audit:
         if (self.patch is None) == (self.edited is None):
             raise BadRequest("an audit needs either a patch or an edited model, got both or neither")
         if self.edited is not None and self.edited.identity == self.base.identity:
-            raise BadRequest(
-                "base and edited model are the same; name the edited one and the one it was made from"
-            )
+            raise BadRequest("base and edited model are the same; name the edited one and the one it was made from")
 
     def spec(self, items: tuple[Item, ...]) -> dict[str, Any]:
         """What is frozen in the run folder."""
@@ -131,9 +129,8 @@ def _measure(
     asked: Audit, items: tuple[Item, ...], out: Path, work: Work
 ) -> tuple[Records, Images, tuple[Any, Any], dict[str, Any]]:
     from efface.judges import garbage as garbage_module
-    from efface.judges import world as judge_module
 
-    judge = judge_module.load()
+    judge = find("judges", "world")()
     garbage = garbage_module.load(judge)
     sampling = Sampling.of(asked.base, asked.steps, asked.guidance)
     cache, own = Images(cache_folder() / "images"), Images(out / "images")
@@ -167,6 +164,7 @@ def _report(
     judge, garbage = judges
     rows = [r for r in records if r["judge_version"] == judge.version]
     counted = tables(items, rows, frozenset((*judge.objects, *judge.styles)))
+    counted += [absent_table(role, reason) for role, reason in suite.absent.items()]
     recipe = asked.patch.recipe if asked.patch else {}
     sampling = Sampling.of(asked.base, asked.steps, asked.guidance)
     return {
@@ -221,10 +219,8 @@ def _verdict(counted: list[dict[str, Any]]) -> str:
         pooled = table["pooled"]
         if pooled and table["role"] in ("target", "style", "neighbour", "other", "other-style"):
             base, edited = pooled["base"], pooled["edited"]
-            said.append(
-                f"{table['label'].lower()} {base['rate']:.1%} -> {edited['rate']:.1%} (n = {edited['n']})"
-            )
-    return "Shown, base -> edited: " + "; ".join(said) if said else "Nothing could be scored."
+            said.append(f"{table['label'].lower()} {base['rate']:.1%} → {edited['rate']:.1%} (n = {edited['n']})")
+    return "Shown, base → edited: " + "; ".join(said) if said else "Nothing could be scored."
 
 
 def _sheets(items: tuple[Item, ...], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -41,11 +41,7 @@ class UnknownName(BadRequest):
     def __init__(self, what: str, name: str, known: Iterable[str], see: str = "") -> None:
         names = sorted(known)
         close = nearest(name, names)
-        hint = (
-            f"did you mean {' or '.join(repr(n) for n in close)}?"
-            if close
-            else f"known: {', '.join(names[:12])}"
-        )
+        hint = f"did you mean {' or '.join(repr(n) for n in close)}?" if close else f"known: {', '.join(names[:12])}"
         super().__init__(f"unknown {what} {name!r}; {hint}" + (f" ({see} lists all)" if see else ""))
 
 

@@ -96,9 +96,7 @@ def _read_key(statistics: Statistics, known: dict[tuple[str, str, str, int], Pat
         return ""
     folders = {f.parent.name for (_, g, _, _), f in known.items() if g == statistics.reads}
     if not folders:
-        raise BadRequest(
-            f"statistics read the prompt group {statistics.reads!r}, which comes later or is missing"
-        )
+        raise BadRequest(f"statistics read the prompt group {statistics.reads!r}, which comes later or is missing")
     return "+".join(sorted(folders))
 
 
@@ -136,9 +134,7 @@ class _Recorder:
             for start in work.progress(starts, f"statistics of {group.name}"):
                 self._offset = start
                 end = start + BATCH
-                taps = {
-                    s: lambda step, site, a, out: self._tap(group.name, step, site, a, out) for s in sites
-                }
+                taps = {s: lambda step, site, a, out: self._tap(group.name, step, site, a, out) for s in sites}
                 sample(
                     self.model,
                     group.prompts[start:end],

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from efface.engines import local
 from efface.errors import WrongFile
 from efface.numerics import intervals
-from efface.sampler import BATCH, sample
+from efface.sampler import sample
 from efface.store import Images, Records, key_of
 from efface.suites import ROLES, Item
 from efface.work import Work
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from efface.judges.garbage import Garbage
     from efface.model import Model
 
-__all__ = ["Sampling", "Side", "cell", "draw", "judge_images", "tables"]
+__all__ = ["Sampling", "Side", "absent_table", "cell", "draw", "judge_images", "tables"]
 
 KNOWN_AT_LEAST = 0.5  # a target that the base draws less often is NA
 SHARD = 16  # images drawn and recorded together; also the batch, so that results do not depend on resuming
@@ -87,27 +88,22 @@ def draw(side: Side, items: Sequence[Item], sampling: Sampling, images: Images, 
     """Draw what is missing, shard by shard; returns how many images were drawn.
 
     A shard with a missing image is drawn whole, so that the batches, and with them the pixels, are those of an
-    uninterrupted run.
+    uninterrupted run. On CPU, many shards are shared among worker processes.
     """
-    shards = [items[i : i + SHARD] for i in range(0, len(items), SHARD)]
-    drawn = 0
-    for shard in work.progress(shards, f"drawing {side.name} (x{SHARD})"):
-        keys = [side.image_key(item, sampling) for item in shard]
-        if all(images.has(k) for k in keys):
-            continue
-        found = sample(
-            side.model,
-            [i.prompt for i in shard],
-            [i.seed for i in shard],
-            steps=sampling.steps,
-            guidance=sampling.guidance,
-            batch=BATCH,
-            work=work,
-        )
-        for key, image in zip(keys, found, strict=True):
-            images.put(key, image)
-        drawn += len(shard)
-    return drawn
+    keyed = [(i.prompt, i.seed, side.image_key(i, sampling)) for i in items]
+    shards = [keyed[i : i + SHARD] for i in range(0, len(keyed), SHARD)]
+    missing = [shard for shard in shards if not all(images.has(k) for _, _, k in shard)]
+    how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance}
+    label = f"drawing {side.name} (x{SHARD})"
+    model, lanes = side.model, torch.get_num_threads()
+    if model.can_move and lanes > 1 and len(missing) >= 2 * lanes:
+        local.run(lanes, model.folder, model.patches, how, images.folder, missing, work, label)
+    else:
+        for shard in work.progress(missing, label):
+            found = sample(model, [p for p, _, _ in shard], [s for _, s, _ in shard], batch=SHARD, work=work, **how)
+            for (_, _, key), image in zip(shard, found, strict=True):
+                images.put(key, image)
+    return sum(len(shard) for shard in missing)
 
 
 def judge_images(
@@ -176,9 +172,7 @@ class _Pair:
     edited_garbage: bool
 
 
-def tables(
-    items: Sequence[Item], rows: Sequence[dict[str, Any]], labels: frozenset[str]
-) -> list[dict[str, Any]]:
+def tables(items: Sequence[Item], rows: Sequence[dict[str, Any]], labels: frozenset[str]) -> list[dict[str, Any]]:
     """One table a role, in the order of `ROLES`: a row a label, and the pooled row.
 
     rows: records of both sides. labels: what the judge can name; other labels are NA. A target that the base draws
@@ -196,6 +190,14 @@ def tables(
                       edited["garbage"])
             )  # fmt: skip
     return [_table(role, pairs[role], labels) for role in ROLES if role in pairs]
+
+
+def absent_table(role: str, reason: str) -> dict[str, Any]:
+    """The table of a role that cannot be measured: one row that says why."""
+    title, direction = ROLES[role]
+    empty = dict.fromkeys(("base", "edited", "loss", "garbage", "replaced"))
+    row = {"name": title.lower(), "state": "na", "reason": reason, "note": ""} | empty
+    return {"role": role, "label": title, "direction": direction, "rows": [row], "pooled": None}
 
 
 def _table(role: str, pairs: list[_Pair], labels: frozenset[str]) -> dict[str, Any]:

@@ -259,6 +259,16 @@ class Model:
             )
 
     @property
+    def patches(self) -> tuple[Patch, ...]:
+        """The patches in force, in the order of application."""
+        return tuple(a.patch for a in self._stack)
+
+    @property
+    def can_move(self) -> bool:
+        """True where another process can open the same model: from a folder, in float32 on CPU."""
+        return isinstance(self._source, Folder) and self.device.type == "cpu" and self.dtype == torch.float32
+
+    @property
     def guards(self) -> tuple[tuple[Guard, float], ...]:
         """Guards in force with their strengths, in the order of application."""
         from efface.patch import Guard

@@ -30,6 +30,7 @@ __all__ = ["FORMAT", "render", "table_text", "write"]
 
 FORMAT = "efface-report/1"
 DIRECTIONS = {"down": ("↓", "should fall"), "up": ("↑", "should rise"), "same": ("=", "should stay")}
+LISTED = 8  # longer groups stand as their pooled row in the terminal, folded on the page
 SHOWN_WIDTH = 256  # pixels; larger images are embedded reduced, the gallery keeps the originals
 
 # What may be absent, and what stands in its place; the other keys are required.
@@ -58,10 +59,12 @@ def render(report: Json, image: Callable[[str], bytes]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(pct=percent, points=points, plain=_plain_text)
-    environment.tests.update(group=_is_group, records=_is_records, alike=_is_alike)
+    environment.tests.update(
+        longer=lambda rows: len(rows) > LISTED, group=_is_group, records=_is_records, alike=_is_alike
+    )
     picture = cache(lambda key: _picture(key, image(key)))
     template = environment.get_template("report.html.j2")
-    return template.render(r=content, picture=picture, directions=DIRECTIONS, columns=_columns(content))
+    return template.render(r=content, picture=picture, directions=DIRECTIONS, listed=LISTED, columns=_columns(content))
 
 
 def write(report: Json, folder: Path, image: Callable[[str], bytes]) -> Path:
@@ -91,9 +94,11 @@ def table_text(report: Json) -> str:
     for group in content["tables"]:
         arrow, meaning = DIRECTIONS[group["direction"]]
         table.add_row(Text(f"{_line(group['label'])} {arrow} {meaning}"), *[""] * len(heads))
-        for row in group["rows"] + ([group["pooled"]] if group.get("pooled") else []):
+        pooled = [group["pooled"]] if group.get("pooled") else []
+        shown = group["rows"] if len(group["rows"]) <= LISTED or not pooled else []
+        for row in shown + pooled:
             table.add_row(*(Text(text) for text in _text_row(row, columns)))
-            said = [row[key] for key in ("reason", "note") if row.get(key)]
+            said = [row[key] for key in ("reason", "note") if row.get(key) and row not in pooled]
             notes += [f"{_line(row['name'])}: {_line(text)}" for text in said]
     # A fixed, generous width: the same report gives the same text in every terminal.
     out = StringIO()

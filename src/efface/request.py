@@ -45,9 +45,7 @@ class Concept:
             raise UnknownName("kind", self.kind, KINDS)
         anchor = None if self.anchor is None else " ".join(self.anchor.split())
         if anchor is not None and anchor.casefold() == name.casefold():
-            raise BadRequest(
-                f"concept {name!r} has itself as anchor, so nothing would change; name another anchor"
-            )
+            raise BadRequest(f"concept {name!r} has itself as anchor, so nothing would change; name another anchor")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "anchor", anchor)
         object.__setattr__(self, "synonyms", tuple(self.synonyms))
@@ -99,9 +97,7 @@ class Request:
                 seen[text.casefold()] = concept.name
         for text in (*self.keep, *(k for c in self.concepts for k in c.keep)):
             if text.casefold() in seen:
-                raise BadRequest(
-                    f"{text!r} is to be erased and kept at the same time; remove it from one list"
-                )
+                raise BadRequest(f"{text!r} is to be erased and kept at the same time; remove it from one list")
         if {"sensitive", "person"} <= {c.kind for c in self.concepts}:
             raise BadRequest("kind 'sensitive' cannot be combined with kind 'person' in one request")
 
@@ -123,9 +119,7 @@ class Request:
 
     def settle(self, kinds: Mapping[str, str]) -> Request:
         """Give every concept its kind: its own, else the model's list `kinds`, else by its name."""
-        return replace(
-            self, concepts=tuple(c if c.kind else c.with_kind(_kind(c.name, kinds)) for c in self.concepts)
-        )
+        return replace(self, concepts=tuple(c if c.kind else c.with_kind(_kind(c.name, kinds)) for c in self.concepts))
 
     @property
     def kept_texts(self) -> tuple[str, ...]:

@@ -58,8 +58,7 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         kinds = ", ".join(
-            f"{c.name} ({c.kind}{'' if c.anchor is None else f' -> {c.anchor!r}'})"
-            for c in self.request.concepts
+            f"{c.name} ({c.kind}{'' if c.anchor is None else f' -> {c.anchor!r}'})" for c in self.request.concepts
         )
         preset = self.request.preset or self.model.card.preset
         return [
@@ -85,9 +84,7 @@ def plan(
     request = request.settle(opened.kinds)
     _check_length(opened, request)
     resolved = resolve(configured, request, opened.card)
-    return Plan(
-        opened, request, method.replace("_", "-").lower(), resolved, resolved.ask(request, opened.card)
-    )
+    return Plan(opened, request, method.replace("_", "-").lower(), resolved, resolved.ask(request, opened.card))
 
 
 def erase(

@@ -97,6 +97,4 @@ class Card:
 def freeze(config: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
     """A configuration as sorted, hashable pairs; private entries (with a leading _) stay out except the class."""
     kept = ((k, v) for k, v in config if not k.startswith("_") or k == "_class_name")
-    return tuple(
-        sorted((k, v if isinstance(v, str | int | float | bool | None) else json.dumps(v)) for k, v in kept)
-    )
+    return tuple(sorted((k, v if isinstance(v, str | int | float | bool | None) else json.dumps(v)) for k, v in kept))

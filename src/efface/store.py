@@ -73,9 +73,7 @@ class Records:
         known = self._rows.get(record["key"])
         if known is not None:
             if known != record:
-                raise WrongFile(
-                    f"{self.file} already holds another record {record['key']}; use a new run folder"
-                )
+                raise WrongFile(f"{self.file} already holds another record {record['key']}; use a new run folder")
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("ab") as stream:
@@ -139,6 +137,4 @@ class Images:
                 return np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError):
             self.path(key).unlink(missing_ok=True)
-            raise WrongFile(
-                f"the image {key} was damaged and is deleted; run the same command again"
-            ) from None
+            raise WrongFile(f"the image {key} was damaged and is deleted; run the same command again") from None

@@ -33,9 +33,7 @@ def merge(model: Model, patch: Patch, out: Path, overwrite: bool = False) -> int
     acts by prompt, WrongFile.
     """
     if patch.by_prompt:
-        raise BadRequest(
-            "this patch acts by prompt, which a checkpoint cannot hold; use efface generate --patch"
-        )
+        raise BadRequest("this patch acts by prompt, which a checkpoint cannot hold; use efface generate --patch")
     if out.exists() and not overwrite:
         raise OutputExists(out)
     model.verify(patch)
@@ -74,9 +72,7 @@ def _rewrite(folder: Path, model: Model, patch: Patch) -> int:
     return len(found)
 
 
-def _rewrite_tensor(
-    stream: BinaryIO, start: int, entry: dict[str, list[int]], site: str, patch: Patch
-) -> None:
+def _rewrite_tensor(stream: BinaryIO, start: int, entry: dict[str, list[int]], site: str, patch: Patch) -> None:
     begin, end = entry["data_offsets"]
     dtype = _DTYPES[str(entry["dtype"])]
     stream.seek(start + begin)

@@ -31,8 +31,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def setting(o: int, m: int, n: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """W (o, d), concepts (m, d), neutral (d,), draws (m, n, d) twice."""
     return tuple(  # type: ignore[return-value]
-        randn(*shape, seed=10 * seed + i)
-        for i, shape in enumerate([(o, D), (m, D), (D,), (m, n, D), (m, n, D)])
+        randn(*shape, seed=10 * seed + i) for i, shape in enumerate([(o, D), (m, D), (D,), (m, n, D), (m, n, D)])
     )
 
 
@@ -63,9 +62,7 @@ def test_information_is_that_of_its_definition_also_with_ties(levels: list[int])
     joint = [[sum(x > tau for x in levels[:6]), sum(x > tau for x in levels[6:])]]
     joint.append([6 - joint[0][0], 6 - joint[0][1]])
     p = [[(c + 1e-8) / 12 for c in line] for line in joint]
-    mi = sum(
-        p[z][y] * math.log(p[z][y] / (sum(p[z]) * (p[0][y] + p[1][y]))) for z in (0, 1) for y in (0, 1)
-    )
+    mi = sum(p[z][y] * math.log(p[z][y] / (sum(p[z]) * (p[0][y] + p[1][y]))) for z in (0, 1) for y in (0, 1))
     assert found == pytest.approx(mi, abs=1e-12)
     assert -1e-8 <= found <= LN2 + 1e-7  # the smoothed cells sum to a little more than 1
 

@@ -158,9 +158,10 @@ def test_weight_two_equals_the_row_twice(row: int) -> None:
     again = [*range(12), row]
     split = a[again].clone()
     split[row] = split[-1] = a[row] / 2
-    assert relative(
-        ridge_operator(X[again], G[again], split, 0.5).operator(), ridge_operator(X, G, a, 0.5).operator()
-    ) <= 1e-12
+    assert (
+        relative(ridge_operator(X[again], G[again], split, 0.5).operator(), ridge_operator(X, G, a, 0.5).operator())
+        <= 1e-12
+    )
 
 
 def test_doubled_erase_scale_equals_every_concept_twice() -> None:

@@ -79,9 +79,7 @@ def test_aligned_guides_have_the_role_of_their_row(n_o: int, n_g: int) -> None:
     assert index[n_o:] == sorted(index[n_o:])
 
 
-@pytest.mark.parametrize(
-    "call", [lambda: last_row(text(), L), lambda: content_rows(text(), L), lambda: last_index(-1)]
-)
+@pytest.mark.parametrize("call", [lambda: last_row(text(), L), lambda: content_rows(text(), L), lambda: last_index(-1)])
 def test_counts_past_the_text_are_refused(call) -> None:
     with pytest.raises(ValueError, match=r"content|end"):
         call()

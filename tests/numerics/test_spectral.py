@@ -45,9 +45,7 @@ def blocks(m: int, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     return context, guide
 
 
-def stream(
-    context: list[Tensor], lam: float = LAM, gate: Gate | None = None, concept_gram: bool = True
-) -> Shared:
+def stream(context: list[Tensor], lam: float = LAM, gate: Gate | None = None, concept_gram: bool = True) -> Shared:
     C, X = torch.stack([x[0] for x in context]), torch.cat(context)
     weights = torch.tensor([float(concept_gram)] * len(C) + [ETA] * len(X))
     return shared_factor(torch.cat([C, X]), weights, lam, C, gate)

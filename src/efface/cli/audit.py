@@ -16,9 +16,7 @@ def command(
     model: o.ModelName,
     out: o.Out,
     patch: Annotated[Path | None, typer.Option("--patch", help="Judge MODEL with this patch.")] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="MODEL is an edited model; this is its base.")
-    ] = None,
+    base: Annotated[str | None, typer.Option("--base", help="MODEL is an edited model; this is its base.")] = None,
     concept: o.Concepts = None,
     suite: Annotated[str, typer.Option(help="efface list suites names them.")] = "world-smoke",
     steps: Annotated[int | None, typer.Option(min=1)] = None,
@@ -58,9 +56,7 @@ def command(
     )
     if dry_run:
         count = len(find("suites", suite)().items(asked.request, original.concepts))
-        o.emit(
-            {"images_a_side": count}, json, [f"{count} images a side, {2 * count} in all if none is cached"]
-        )
+        o.emit({"images_a_side": count}, json, [f"{count} images a side, {2 * count} in all if none is cached"])
         return
     work = o.working(0, quiet)
     with work.interruptible():

@@ -22,12 +22,8 @@ def command(
     keep: o.Keeps = None,
     keep_file: o.KeepFile = None,
     method: Annotated[str, typer.Option(help="efface list methods names them.")] = "scapre",
-    preset: Annotated[
-        str | None, typer.Option(help="A preset of the method; default: the model's.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeat.")
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A preset of the method; default: the model's.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeat.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the method's own draws.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     json: o.Json = False,

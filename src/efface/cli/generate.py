@@ -18,9 +18,7 @@ NAME = "generate"
 def command(
     model: o.ModelName,
     out: o.Out,
-    patch: Annotated[
-        list[Path] | None, typer.Option("--patch", help="Applied in this order; repeat.")
-    ] = None,
+    patch: Annotated[list[Path] | None, typer.Option("--patch", help="Applied in this order; repeat.")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Repeat for several.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="One prompt a line.")] = None,
     seeds: Annotated[str, typer.Option(help="0-3 or 0,5,9.")] = "0",

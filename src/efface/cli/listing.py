@@ -24,9 +24,7 @@ def command(
         raise UnknownName("list", kind, KINDS)
     if kind == "concepts":
         rows = _concepts(model, offline)
-        lines = [
-            f"{r['name']:<20} {r['kind']:<7} {r['category']:<22} {r['half']:<7} {_rate(r)}" for r in rows
-        ]
+        lines = [f"{r['name']:<20} {r['kind']:<7} {r['category']:<22} {r['half']:<7} {_rate(r)}" for r in rows]
         o.emit({"concepts": rows}, json, lines)
         return
     if kind == "models":

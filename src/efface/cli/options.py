@@ -29,16 +29,12 @@ Concepts = Annotated[
     list[str] | None,
     typer.Option("-c", "--concept", metavar="[KIND:]NAME[=ANCHOR]", help="What to erase; repeat."),
 ]
-ConceptFile = Annotated[
-    Path | None, typer.Option("--concepts", help="TOML, YAML, JSON, CSV or one name a line.")
-]
+ConceptFile = Annotated[Path | None, typer.Option("--concepts", help="TOML, YAML, JSON, CSV or one name a line.")]
 Keeps = Annotated[list[str] | None, typer.Option("--keep", help="A text to protect; repeat.")]
 KeepFile = Annotated[Path | None, typer.Option("--keep-file", help="Texts to protect, one a line.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
-Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, mps; default: cuda where there is one.")
-]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: cuda where there is one.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the model hub.")]

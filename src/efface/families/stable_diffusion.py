@@ -57,9 +57,7 @@ class StableDiffusion:
         return Card(
             name=name,
             family="stable-diffusion",
-            streams=(
-                Stream("text", unet["cross_attention_dim"], text["max_position_embeddings"], causal=True),
-            ),
+            streams=(Stream("text", unet["cross_attention_dim"], text["max_position_embeddings"], causal=True),),
             sites=tuple(_sites(unet)),
             prediction=scheduler.get("prediction_type", "epsilon"),
             schedule=freeze(scheduler.items()),

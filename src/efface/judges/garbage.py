@@ -18,6 +18,9 @@ import numpy as np
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import Judge, Verdict, checked
 
+# the first name is what the registry finds
+__all__ = ["load", "Garbage", "Reference", "fit", "save"]  # noqa: RUF022
+
 STATISTICS = (
     *("mahalanobis", "residual", "neighbours"),  # of features
     *("total variation", "coding length", "sharpness"),  # of pixels

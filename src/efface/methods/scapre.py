@@ -36,7 +36,7 @@ _CODE: dict[str, Any] = {
 }  # fmt: skip
 _EFFACE: dict[str, Any] = _CODE | {
     "rows": "content-to-end", "expand": "sentence", "companions": 32,
-    "anchor": "nearest", "balance": True, "erase_scale": 10.0, "lam": 0.05, "keep_scale": 1.0,
+    "anchor": "nearest", "balance": True, "erase_scale": 20.0, "lam": 0.05, "keep_scale": 1.0,
     "mask": "off", "normalise": "unit", "power": 1.0, "sigma": 0.003, "negatives": "keep", "target": "interpolate",
     "concept_gram": False, "decouple": False, "geometry": "bures", "bures": 0.0, "mu": 0.0, "relative": True,
 }  # fmt: skip
@@ -200,9 +200,7 @@ class _Context:
             rows.append((self.kept, float(m.keep_scale or 0.0)))
         weights = torch.cat([torch.full((len(r),), w, dtype=torch.float64) for r, w in rows])
         gate = spectral.Gate(m.temperature or 1.0, m.spectral_power or 1.0) if m.spectral else None
-        self.shared = spectral.shared_factor(
-            torch.cat([r for r, _ in rows]), weights, self.lam, self.concepts, gate
-        )
+        self.shared = spectral.shared_factor(torch.cat([r for r, _ in rows]), weights, self.lam, self.concepts, gate)
         self.kept_gram = None if self.kept is None else float(m.keep_scale or 0.0) * self.kept.T @ self.kept
         values = self.shared.values
         self.numbers = {

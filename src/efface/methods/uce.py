@@ -114,9 +114,7 @@ class UCE:
         rows, guides, weights, group, erased = self._constraints(evidence, request)
         ridge = ridge_operator(rows, guides, weights, _set(self.lam), erased=erased)
         stream = model.card.streams[0].name
-        sites = [
-            s.name for s in model.card.select(*(("cross.v",) if self.values_only else ("cross.k", "cross.v")))
-        ]
+        sites = [s.name for s in model.card.select(*(("cross.v",) if self.values_only else ("cross.k", "cross.v")))]
         edits: list[Edit] = []
         if self.technique == "replace":
             edits.append(Operator(stream, ridge.left.float(), ridge.right.float(), tuple(sites)))
@@ -143,9 +141,7 @@ class UCE:
         blocks = []
         for concept in request.concepts:
             for text, anchor in self._pairs(concept):
-                blocks.append(
-                    (*self._rows(evidence.text(text), evidence.text(anchor)), _set(self.erase_scale), True)
-                )
+                blocks.append((*self._rows(evidence.text(text), evidence.text(anchor)), _set(self.erase_scale), True))
         for encoded in self._kept(evidence, request):
             kept = last_row(encoded.rows, encoded.count - 2) if self.rows == "last" else encoded.rows
             kept = content_to_end(kept) if self.rows == "content-to-end" else kept

@@ -60,9 +60,7 @@ def upper_bound(hits: int, n: int, level: float = 0.95) -> float:
     return 1.0 if hits == n else float(beta.ppf(level, hits + 1, n - hits))
 
 
-def paired_difference(
-    both: int, base_only: int, edited_only: int, neither: int, level: float = 0.95
-) -> Estimate:
+def paired_difference(both: int, base_only: int, edited_only: int, neither: int, level: float = 0.95) -> Estimate:
     """Newcombe's method 10 for the loss, rate of base minus rate of edited, at equal prompts and seeds."""
     n = _table(both, base_only, edited_only, neither)
     p1, p2 = (both + base_only) / n, (both + edited_only) / n
@@ -75,9 +73,7 @@ def paired_difference(
     return Estimate(loss, loss - below, loss + above)
 
 
-def paired_loss_upper(
-    both: int, base_only: int, edited_only: int, neither: int, level: float = 0.95
-) -> float:
+def paired_loss_upper(both: int, base_only: int, edited_only: int, neither: int, level: float = 0.95) -> float:
     """One-sided bound of the loss: "kept concepts lose at most this". The end of a 2 level - 1 interval."""
     if not 0.5 < level < 1:
         raise ValueError(f"expected a one-sided level between 0.5 and 1, got {level}; 0.95 is usual")

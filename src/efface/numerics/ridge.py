@@ -47,9 +47,7 @@ class Ridge:
         return (W.double() @ self.left) @ self.right.T
 
 
-def ridge_operator(
-    rows: Tensor, guides: Tensor, weights: Tensor, lam: float, *, erased: Tensor | None = None
-) -> Ridge:
+def ridge_operator(rows: Tensor, guides: Tensor, weights: Tensor, lam: float, *, erased: Tensor | None = None) -> Ridge:
     """The edit that sends each of `rows` (n, d) where its guide (n, d) goes now.
 
     `erased` (n,) marks the constraints that get a column; by default those whose guide differs from the row.

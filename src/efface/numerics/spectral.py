@@ -119,9 +119,7 @@ class Shared:
         return bare - ((B @ J) * (a / (1 + a * kap))) @ J.T
 
 
-def shared_factor(
-    rows: Tensor, weights: Tensor, lam: float, concepts: Tensor, gate: Gate | None = None
-) -> Shared:
+def shared_factor(rows: Tensor, weights: Tensor, lam: float, concepts: Tensor, gate: Gate | None = None) -> Shared:
     """Factor of all `G0 + mu H`: rows (n, d), weights (n,) make G0; concepts (m, d) span Pi_C and H."""
     if not lam > 0:
         raise ValueError(f"lam must be positive, not {lam}")

@@ -42,9 +42,10 @@ class Item:
 
 
 class Suite(Protocol):
-    """A suite: its items for a request, and the roles it cannot measure with a reason each."""
+    """A suite: its items for a request, the roles that are NA with a reason each, and what else it does not measure."""
 
     version: str
+    absent: Mapping[str, str]
 
     def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]: ...
 

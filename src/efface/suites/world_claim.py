@@ -1,13 +1,14 @@
 """`world-claim`: enough images to say "at most" about a joint edit of the bundled model.
 
-60 images of every target object, 300 of kept objects in every erased style, 11 of every kept object on a prompt that
+60 images of every target object, 300 of kept objects in every erased style, 12 of every kept object on a prompt that
 names no style. Kept objects are of the report half, so a keep list of tune-half names holds none of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from efface.errors import BadRequest
 from efface.request import Request
@@ -23,8 +24,9 @@ class WorldClaim:
 
     targets: int = 60
     styles: int = 300
-    kept: int = 11
+    kept: int = 12
     version: str = "1"
+    absent: ClassVar[Mapping[str, str]] = {"object-less": "the model's captions had none"}
 
     def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
         """Every image, in a fixed order. Raises BadRequest when the model has no concept list."""
@@ -49,10 +51,7 @@ class WorldClaim:
 
     def not_measured(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
         """Roles that the suite or the model lacks."""
-        return (
-            "attacks, synonyms, implicit wording, category words, two-object prompts, other styles",
-            "object-less prompts: NA, the model's captions had none",
-        )
+        return ("attacks, synonyms, implicit wording, category words, two-object prompts, other styles",)
 
 
 def _styled(style: str, names: list[str], k: int) -> Item:

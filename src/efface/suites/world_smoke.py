@@ -6,8 +6,9 @@ concepts: nearest neighbours (same category), other objects, other styles. Repor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from efface.errors import BadRequest
 from efface.request import Concept, Request
@@ -29,6 +30,7 @@ class WorldSmoke:
     others: int = 24
     other_styles: int = 16
     version: str = "1"
+    absent: ClassVar[Mapping[str, str]] = {"object-less": "the model's captions had none"}
 
     def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
         """Every image, in a fixed order. Raises BadRequest when the model has no concept list."""
@@ -37,23 +39,17 @@ class WorldSmoke:
         styles = [c for c in request.concepts if c.kind == "style"]
         objects = [c for c in request.concepts if c.kind != "style"]
         near, far = kept_objects(request, concepts)
-        free = [
-            r["name"] for r in concepts if r["kind"] == "style" and r["name"] not in {s.label for s in styles}
-        ]
+        free = [r["name"] for r in concepts if r["kind"] == "style" and r["name"] not in {s.label for s in styles}]
         made: list[Item] = []
         for concept in objects:
             prompt = f"a {concept.label}"
-            made += [
-                Item(prompt, FIRST_SEED + k, (Ask("target", concept.label),)) for k in range(self.targets)
-            ]
+            made += [Item(prompt, FIRST_SEED + k, (Ask("target", concept.label),)) for k in range(self.targets)]
         for style in styles:
             made += [self._styled(style.label, (near + far)[::-1], k) for k in range(self.styles)]
         unstyled = tuple(Ask("unstyled", s.label) for s in styles)
         made += [_plain(near, k, "neighbour", unstyled) for k in range(self.neighbours if near else 0)]
         made += [_plain(far, k, "other", unstyled) for k in range(self.others if far else 0)]
-        made += [
-            _in_style(free[k % len(free)], far, k) for k in range(self.other_styles if free and far else 0)
-        ]
+        made += [_in_style(free[k % len(free)], far, k) for k in range(self.other_styles if free and far else 0)]
         return tuple(made)
 
     def _styled(self, style: str, kept: list[str], k: int) -> Item:
@@ -63,14 +59,10 @@ class WorldSmoke:
 
     def not_measured(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
         """Roles that the suite or the model lacks."""
-        kinds = {r["kind"] for r in concepts}
-        missing = [
+        return (
             "attacks: this suite runs none",
             "synonyms, implicit wording, category words and two-object prompts: not part of this suite",
-        ]
-        if "caption" not in kinds:
-            missing.append("object-less prompts: NA, the model's captions had none")
-        return tuple(missing)
+        )
 
 
 def kept_objects(request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[list[str], list[str]]:

@@ -72,5 +72,8 @@ def models() -> tuple[str, ...]:
 
 
 def demo_keep() -> tuple[str, ...]:
-    """The demo's keep list: the drawn objects of the tune half; what the report judges is not among them."""
-    return tuple(o.name for o in objects() if o.picked and o.half == "tune")
+    """The demo's keep list: the drawn objects of the tune half; what the report judges is not among them.
+
+    Without hazards: an erased object may turn into the closest kept one.
+    """
+    return tuple(o.name for o in objects() if o.picked and o.half == "tune" and o.category != "hazard")

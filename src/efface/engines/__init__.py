@@ -1,0 +1,1 @@
+"""Where shards run. `local`: one-thread worker processes on this machine."""
