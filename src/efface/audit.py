@@ -23,7 +23,7 @@ from efface.measure import Sampling, Side, absent_table, cell, draw, judge_image
 from efface.registry import find
 from efface.request import Concept, Request
 from efface.store import Images, Records, key_of, write_bytes
-from efface.suites import Item, suite_hash
+from efface.suites import ROLES, Item, suite_hash
 from efface.work import Work, cache_folder
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def _sheets(items: tuple[Item, ...], rows: list[dict[str, Any]]) -> list[dict[st
                     "edited_shown": shown in edited["hits"],
                 }
             )
-        title = label or {"neighbour": "nearest neighbours", "other": "other objects"}.get(role, role)
+        title = label or ROLES[role][0].lower()
         sheets.append(
             {
                 "title": title,

@@ -1,0 +1,42 @@
+"""The report as a reader sees it: in the system's chromium, offline."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from efface import report
+
+pytestmark = pytest.mark.ui
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture
+def page_file(tmp_path: Path) -> Path:
+    cell = {"hits": 3, "n": 4, "rate": 0.75, "low": 0.3, "high": 0.95}
+    row = dict.fromkeys(("base", "edited", "garbage", "replaced"), cell)
+    row |= {"name": "a rather long name of a concept", "state": "ok", "reason": "", "note": ""}
+    row |= {"loss": {"estimate": 0.0, "low": -0.3, "high": 0.3}}
+    table = {"role": "target", "label": "Targets", "direction": "down", "rows": [row], "pooled": row}
+    content = {"format": report.FORMAT, "title": "t", "verdict": {"line": "v", "state": "none"}, "tables": [table]}
+    return report.write(content, tmp_path, lambda key: b"")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium (Debian package chromium)")
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_never_scrolls_sideways_and_asks_the_network_for_nothing(page_file: Path, width: int, scheme: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    asked: list[str] = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # pyright: ignore
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(page_file.as_uri())
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert wide <= width
+    assert asked == [page_file.as_uri()]
