@@ -7,7 +7,8 @@ come from the shared cache when their key (weights, prompt, seed, sampler) is th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -99,11 +100,24 @@ def draw(side: Side, items: Sequence[Item], sampling: Sampling, images: Images, 
     if model.can_move and lanes > 1 and len(missing) >= 2 * lanes:
         local.run(lanes, model.folder, model.patches, how, images.folder, missing, work, label)
     else:
-        for shard in work.progress(missing, label):
-            found = sample(model, [p for p, _, _ in shard], [s for _, s, _ in shard], batch=SHARD, work=work, **how)
-            for (_, _, key), image in zip(shard, found, strict=True):
-                images.put(key, image)
+        with _one_thread(model.can_move):
+            for shard in work.progress(missing, label):
+                prompts, seeds, keys = zip(*shard, strict=True)
+                found = sample(model, prompts, seeds, batch=SHARD, work=work, **how)
+                for key, image in zip(keys, found, strict=True):
+                    images.put(key, image)
     return sum(len(shard) for shard in missing)
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """As the workers draw: several threads may differ from one by 1/255, and a resumed run must not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def judge_images(

@@ -132,17 +132,17 @@ class Model:
         rows: "all" (padded to the window) or "content" (up to the last content token; the encoder is causal, so
         nothing after it can change these rows). Raises BadRequest for a text longer than the window.
         """
-        ids = {text: self._ids(text) for text in dict.fromkeys(texts)}
+        ids = {text: tuple(self._ids(text)) for text in texts}
         stream = self.card.streams[0]
-        length = {t: stream.length if rows == "all" else max(1, len(i) - 1) for t, i in ids.items()}
-        found: dict[str, Encoded] = {}
+        length = {i: stream.length if rows == "all" else max(1, len(i) - 1) for i in ids.values()}
+        found: dict[tuple[int, ...], torch.Tensor] = {}  # spellings with the same tokens share their rows, bit by bit
         for size in sorted(set(length.values())):
-            group = [t for t in ids if length[t] == size]
+            group = [i for i in length if length[i] == size]
             for start in range(0, len(group), 64):
                 batch = group[start : start + 64]
-                hidden = self._hidden([self._pad(ids[t], size) for t in batch])
-                found |= {t: Encoded(t, h, len(ids[t])) for t, h in zip(batch, hidden, strict=True)}
-        return [found[t] for t in texts]
+                hidden = self._hidden([self._pad(list(i), size) for i in batch])
+                found |= dict(zip(batch, hidden, strict=True))
+        return [Encoded(text, found[ids[text]], len(ids[text])) for text in texts]
 
     def _ids(self, text: str) -> list[int]:
         ids, window = self.tokens(text), self.card.streams[0].length

@@ -16,6 +16,7 @@ from efface.cli.demo import CONCEPTS
 from efface.engines import local
 from efface.errors import BadRequest, OutputExists, WrongFile
 from efface.measure import Sampling, Side, absent_table, draw, tables
+from efface.measure import _one_thread as one_thread
 from efface.request import Request
 from efface.sampler import sample
 from efface.store import Images
@@ -133,7 +134,7 @@ def test_worker_processes_draw_the_same_pixels(mini: efface.Model, tmp_path: Pat
     patch = efface.erase(mini, ["dog"], keep=["cat"])
     how = {"steps": 2, "guidance": 4.0}
     local.run(2, mini.folder, [patch], how, store.folder, [shard[:1], shard[1:]], Work(), "drawing")
-    with patch.applied(mini):
+    with patch.applied(mini), one_thread(True):
         expected = sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0)
     assert np.array_equal(np.stack([store.get("key3"), store.get("key4")]), expected)
     assert not np.array_equal(expected, sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0))

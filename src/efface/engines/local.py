@@ -22,6 +22,14 @@ from efface.work import Work
 
 __all__ = ["run"]
 
+# The libraries' own warnings are not about the user's request.
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore",
+}
 Shard = Sequence[tuple[str, int, str]]
 """(prompt, seed, key of the image) of each image."""
 
@@ -54,7 +62,7 @@ def run(
 
 
 def _start(job: dict[str, Any]) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | QUIET | {"OMP_NUM_THREADS": "1"}
     worker = subprocess.Popen(
         [sys.executable, "-m", "efface.engines.local"],
         stdin=subprocess.PIPE,
@@ -90,12 +98,11 @@ def _lines(workers: list[subprocess.Popen[str]], work: Work) -> Any:
 def _work(job: dict[str, Any]) -> None:
     import torch
 
-    from efface.cli.options import prepare
     from efface.model import load
     from efface.sampler import sample
     from efface.store import Images
 
-    prepare(threads=1)
+    torch.set_num_threads(1)
     model = load(job["folder"], "cpu", torch.float32)
     for file in job["patches"]:
         model.push(Patch.load(file))

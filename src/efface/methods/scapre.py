@@ -109,10 +109,10 @@ class ScaPre:
         context = _Context(self, evidence, self._anchored(request, evidence))
         sites = model.card.select("cross.k", "cross.v")
         if self._one_operator:
-            edit, found = _operator(context, model, [s.name for s in sites], work)
-            return Patch((edit,), {"numbers": {"shared": context.numbers, "operator": found}})
+            edit, numbers = _operator(context, model, [s.name for s in sites], work)
+            return Patch((edit,), {"numbers": {"shared": context.numbers, "sites": numbers}})
         edits: list[Edit] = []
-        numbers: dict[str, dict[str, float]] = {}
+        numbers = {}
         for site in work.progress(sites, "sites"):
             weight = model.weight(site.name).double().cpu()  # (o, d)
             new, numbers[site.name] = context.site(weight, site.name, work)
@@ -223,7 +223,7 @@ class _Context:
             pull = eta * self._masks(weight, name, "decouple", work)[0].amax(1)
         solved = spectral.solve_site(weight, self.shared, target, mu, pull, self.kept_gram)
         new = self._geometry(solved, weight, mu)
-        return new, self._sanity(weight, new) | {"mu": round(mu, 6), "saturation": round(saturation, 4)}
+        return new, self.sanity(weight, new) | {"mu": round(mu, 6), "saturation": round(saturation, 4)}
 
     def _masks(self, weight: torch.Tensor, site: str, purpose: str, work: Work) -> tuple[torch.Tensor, float]:
         m = self.method
@@ -263,7 +263,7 @@ class _Context:
             return geometry.bures_step(new, weight, m.bures)
         return new
 
-    def _sanity(self, weight: torch.Tensor, new: torch.Tensor) -> dict[str, float]:
+    def sanity(self, weight: torch.Tensor, new: torch.Tensor) -> dict[str, float]:
         """What is left of the concepts' outputs, and how far the empty text's moved."""
         left = (self.concepts @ new.T).norm() / (self.concepts @ weight.T).norm()
         moved = (self.empty @ (new - weight).T).norm() / (self.empty @ weight.T).norm()
@@ -301,11 +301,17 @@ def _round_robin(rows: torch.Tensor, n: int) -> torch.Tensor:
     return rows[torch.arange(n) % len(rows)]
 
 
-def _operator(context: _Context, model: Model, sites: list[str], work: Work) -> tuple[Edit, dict[str, float]]:
+def _operator(
+    context: _Context, model: Model, sites: list[str], work: Work
+) -> tuple[Edit, dict[str, dict[str, float]]]:
     """The edit of the identity matrix is I + S; one S serves every site."""
     stream = model.card.streams[0]
     unit = torch.eye(stream.width, dtype=torch.float64)
-    new, numbers = context.site(unit, "", work)
+    new, shared = context.site(unit, "", work)
+    numbers = {}
+    for site in sites:
+        weight = model.weight(site).double().cpu()  # (o, d)
+        numbers[site] = shared | context.sanity(weight, weight @ new)
     found = spectral.low_rank(new - unit, 1e-6)
     left, right = (new - unit, unit) if found is None else (found[0], found[1].T)
     return Operator(stream.name, left.float().contiguous(), right.float().contiguous(), tuple(sites)), numbers
