@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -122,10 +123,13 @@ class Folder:
 def _read(cls: Any, path: Path, dtype: torch.dtype) -> torch.nn.Module:
     from safetensors import SafetensorError
 
-    # diffusers renamed this argument and warns about the old name
-    keyword = "torch_dtype" if cls.__module__.startswith("diffusers") and not _RENAMED else "dtype"
+    ours: dict[str, Any] = {"dtype": dtype}
+    if cls.__module__.startswith("diffusers"):
+        # it renamed the argument and warns about the old name; it also warns when accelerate is not there to be used
+        ours = {"dtype" if _RENAMED else "torch_dtype": dtype}
+        ours["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
     try:
-        module = cls.from_pretrained(path, use_safetensors=True, **{keyword: dtype})
+        module = cls.from_pretrained(path, use_safetensors=True, **ours)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise WrongFile(
             f"{path} cannot be loaded ({str(error).splitlines()[0][:160]}); fetch the model again"

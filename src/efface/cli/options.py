@@ -60,6 +60,7 @@ def prepare(threads: int | None = None, offline: bool = False) -> None:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.set_verbosity_error()
 
 
 def opened(name: str, device: str | None, dtype: str | None, threads: int | None, offline: bool) -> Model:
