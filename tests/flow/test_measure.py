@@ -96,7 +96,7 @@ def test_world_smoke_draws_what_it_promises(mini: efface.Model) -> None:
     targets = {c.label for c in request.concepts if c.kind == "object"}
     assert all(asked.count(("target", t)) == 24 for t in targets)
     assert asked.count(("style", "monochrome")) == 24
-    kept = [i for i in items if i.asks[0].role in ("neighbour", "other", "other-style")]
+    kept = [i for i in items if {a.role for a in i.asks} & {"neighbour", "other", "in-prompt"}]
     assert len(kept) == 60
     assert min(i.seed for i in items) >= 500
     qualified = {c["name"] for c in mini.concepts if c["qualified"]}

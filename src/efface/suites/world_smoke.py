@@ -1,7 +1,8 @@
 """`world-smoke`: a small joint test of an edit of the bundled models, sized for two CPU cores.
 
-24 images of every target object, 24 of kept objects in every erased style, and 60 base/edited pairs of other
-concepts: nearest neighbours (same category), other objects, other styles. Report-half seeds only.
+24 images of every target object, 24 of kept objects in every erased style, and 36 of other concepts: nearest
+neighbours (same category), other objects, other styles. With one erased style that makes 60 base/edited pairs of
+kept concepts, 24 of them in the erased style. Report-half seeds only.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class WorldSmoke:
 
     targets: int = 24
     styles: int = 24
-    neighbours: int = 20
-    others: int = 24
-    other_styles: int = 16
-    version: str = "1"
+    neighbours: int = 12
+    others: int = 14
+    other_styles: int = 10
+    version: str = "2"
     absent: ClassVar[Mapping[str, str]] = {"object-less": "the model's captions had none"}
 
     def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
