@@ -275,7 +275,8 @@ def test_generate_draws_what_python_draws_and_patches_act_in_order(
         wanted = model.generate("dog", seeds=[2, 3], steps=2)
     for seed, image in zip((2, 3), wanted, strict=True):
         found = Image.open(tmp_path / "out" / "d" / f"0000-{seed}.png")
-        assert (np.asarray(found) == np.asarray(image)).all()
+        difference = np.abs(np.asarray(found).astype(int) - np.asarray(image).astype(int))
+        assert difference.max() <= 1  # the command draws with one thread, Python with the caller's
 
 
 def test_strength_zero_applied_is_the_base(
