@@ -18,6 +18,7 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")] = Path("runs/demo"),
     json: o.Json = False,
     threads: o.Threads = None,
+    overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Erase from the bundled model, measure, write the report.
@@ -32,17 +33,27 @@ def command(
     from efface.run import plan, solve
     from efface.world import demo_keep
 
-    if (out / "report.json").exists():
+    if _finished_demo(out):
         shutil.rmtree(out)
     model, work = load("mini", "cpu"), o.working(0, quiet)
     with work.interruptible():
         made = plan(model, Request.build(CONCEPTS, demo_keep()))
         patch = solve(made, work)
         command_line = "efface demo"
-        result = audit(Audit(model, made.request, "world-smoke", patch, command=command_line), out, work)
+        result = audit(Audit(model, made.request, "world-smoke", patch, command=command_line), out, work, overwrite)
     patch.save(out / "patch.safetensors")
     o.emit(
         {"report": str(out / "report.html"), "tables": result["tables"], "cost": result["cost"]},
         json,
         [table_text(result), f"report: {(out / 'report.html').resolve()}"],
     )
+
+
+def _finished_demo(folder: Path) -> bool:
+    """True for a run of this command that was finished; any other folder is left alone."""
+    import json as encoder
+
+    try:
+        return encoder.loads((folder / "report.json").read_text(encoding="utf-8"))["asked"]["command"] == "efface demo"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
