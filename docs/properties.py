@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "properties.md"
-ID = re.compile(r"(?<![\d.])(1\.11-\d+|\d+\.P-\d+)(?!\d)")
+ID = re.compile(r"(?<![\d.])(1\.11-\d+|2\.9-\d+|3\.7-\d+|\d+\.P-\d+|E-\d+)(?!\d)")
 NAME = re.compile(r"`(tests/\S+?::test_\w+)`")
 
 
