@@ -1,0 +1,148 @@
+"""Composite scores: Overall (FIA, ScaPre), H_o, H_c, H_a (MACE), UQ (ScaPre), mean rank (FIA), with exact formulas.
+
+FIA's Overall; ScaPre, arXiv 2601.06162 (UQ); MACE, arXiv 2403.06135, equations 8 and 9. UQ and mean rank are
+set-dependent: they change when a method enters or leaves the table, so the pool is printed with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from efface.metrics import Cell, Item, Row, Scored, Table, presence
+from efface.numerics import composites
+
+__all__ = ["Composites", "Summary"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one method scores before anything is combined; None is NA. Rates are fractions, CLIP scores points.
+
+    classes: (erased, kept, synonyms) per erased class, for the mean of H_o over classes.
+    """
+
+    method: str
+    erased: float | None = None
+    kept: float | None = None
+    synonyms: float | None = None
+    clip_erased: float | None = None
+    clip_kept: float | None = None
+    clip_coco: float | None = None
+    classes: tuple[tuple[float, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Composites:
+    """base: name of the unedited model, part of UQ's pool, left out of the mean rank. ranks: (column, up is good)."""
+
+    base: str = "base"
+    ranks: tuple[tuple[str, bool], ...] = (("erased", False), ("kept", True), ("clip_coco", True))
+    direction: ClassVar[str] = "up"
+    of_pairs: ClassVar[bool] = False
+    set_dependent: ClassVar[bool] = True
+
+    def features(self, item: Item) -> np.ndarray | None:
+        """The judge's, unchanged."""
+        return item.features
+
+    def score(self, item: Item) -> Scored:
+        """Does the judge find the concept? NA when it has no such label."""
+        return presence(item)
+
+    def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
+        """From rows with `method`, `role` (target, synonym, neighbour, other, quality) and hits.
+
+        In role "quality" `value` is the CLIP score. Accuracies are means over concepts; rows of side "base" belong to
+        the base model.
+        """
+        return self.table([_summary(name, part) for name, part in _by_method(Table.of(rows), self.base)])
+
+    def table(self, summaries: Sequence[Summary]) -> list[Cell]:
+        """Every composite of every method of one table."""
+        names = [s.method for s in summaries]
+        cells = [c for s in summaries for c in _own(s)]
+        pool = f"pool: {', '.join(names)}"
+        uq = _unlearning_quality(summaries)
+        rank = self._mean_rank([s for s in summaries if s.method != self.base])
+        for s in summaries:
+            cells.append(_cell("UQ", s.method, uq.get(s.method), f"set-dependent; {pool}", "needs a pool that varies"))
+            if s.method != self.base:
+                why = "a column is NA for some method"
+                cells.append(_cell("mean rank", s.method, rank.get(s.method), f"set-dependent; {pool}", why))
+        return cells
+
+    def _mean_rank(self, summaries: Sequence[Summary]) -> Mapping[str, float]:
+        columns = [[getattr(s, c) for c, _ in self.ranks] for s in summaries]
+        if not columns or any(v is None for row in columns for v in row):
+            return {}
+        ranks = composites.mean_rank(np.asarray(columns), np.asarray([up for _, up in self.ranks]))
+        return dict(zip((s.method for s in summaries), ranks.tolist(), strict=True))
+
+
+def _unlearning_quality(summaries: Sequence[Summary]) -> dict[str, float]:
+    known = [s for s in summaries if s.erased is not None and s.clip_coco is not None]
+    columns = np.asarray([(s.erased, s.clip_coco) for s in known], np.float64).reshape(-1, 2)
+    found = composites.unlearning_quality(columns[:, 0], columns[:, 1]) if len(known) == len(summaries) else None
+    return {} if found is None else dict(zip((s.method for s in known), found.tolist(), strict=True))
+
+
+def _own(s: Summary) -> list[Cell]:
+    """The composites that need no other method."""
+    both = s.erased is not None and s.kept is not None
+    three = both and s.synonyms is not None
+    overall = float(composites.overall(s.erased, s.kept)) if s.erased is not None and s.kept is not None else None
+    h_o, note = None, ""
+    if s.classes:
+        columns = np.asarray(s.classes, np.float64).T
+        h_o, note = float(composites.h_o(*columns).mean()), f"mean over {len(s.classes)} classes"
+    elif three:
+        h_o, note = float(composites.h_o(s.erased or 0.0, s.kept or 0.0, s.synonyms or 0.0)), "of the means"
+    gap = s.clip_erased is not None and s.clip_kept is not None
+    h_a = composites.h_a(s.clip_erased or 0.0, s.clip_kept or 0.0) if gap else None
+    return [
+        _cell("Overall", s.method, overall, "", "needs accuracies on targets and on kept concepts"),
+        _cell("H_c", s.method, overall, "the same formula as Overall", "needs accuracies on targets and kept concepts"),
+        _cell("H_o", s.method, h_o, note, "needs accuracies on targets, kept concepts and synonyms"),
+        _cell("H_a", s.method, h_a, "CLIP points", "needs CLIP scores on erased and kept prompts"),
+    ]
+
+
+def _cell(name: str, method: str, value: float | None, note: str, why: str) -> Cell:
+    if value is None:
+        return Cell(name, side=method, state="na", reason=why)
+    return Cell(name, side=method, value=value, note=note)
+
+
+def _by_method(table: Table, base: str) -> list[tuple[str, Table]]:
+    """Rows of the base side are the base model's, whatever method they were drawn beside."""
+
+    def owner(row: Row) -> str:
+        return base if row.get("side") == "base" else str(row.get("method") or row.get("side", ""))
+
+    return [(n, table.where(lambda r, n=n: owner(r) == n)) for n in sorted({owner(r) for r in table})]
+
+
+def _summary(method: str, table: Table) -> Summary:
+    names, codes = table.codes("role", "concept")
+    ok = table.states()[0]
+    n = np.bincount(codes[ok], minlength=len(names))
+    hits = np.bincount(codes[ok], weights=table.flags("hit")[ok], minlength=len(names))
+    rates: dict[str, dict[str, float]] = {}
+    for (role, concept), k, m in zip(names, hits, n, strict=True):
+        if m:
+            rates.setdefault("kept" if role in ("neighbour", "other") else role, {})[concept] = float(k / m)
+    values = table.numbers()
+    quality = ok & np.asarray([r.get("role") == "quality" for r in table], bool) & np.isfinite(values)
+
+    def mean(role: str) -> float | None:
+        return float(np.mean(list(rates[role].values()))) if rates.get(role) else None
+
+    kept, targets, synonyms = mean("kept"), rates.get("target", {}), rates.get("synonym", {})
+    whole = kept is not None and targets and targets.keys() <= synonyms.keys()
+    classes: Any = tuple((targets[c], kept, synonyms[c]) for c in sorted(targets)) if whole else ()
+    clip = float(values[quality].mean()) if quality.any() else None
+    return Summary(method, mean("target"), kept, mean("synonym"), clip_coco=clip, classes=classes)

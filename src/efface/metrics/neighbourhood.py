@@ -1,0 +1,170 @@
+"""Neighbourhood harm: what happens to concepts near the erased ones, in text space and in image space.
+
+The nearest concepts are found (cosine), their loss is tested in pairs, and those that lost or were never tested are
+proposed for the keep list. Harm shows there first; a mean over everything kept hides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+
+from efface.errors import BadRequest
+from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, loss_cell, presence
+from efface.numerics.intervals import holm, mcnemar_exact, tango
+
+__all__ = ["Neighbourhood"]
+
+KEPT = ("neighbour", "other")
+TOO_FEW = 6  # changed pairs below which no exact test can reach 5 %
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """targets: the erased concepts. text, images: a vector (f,) a concept in each space, targets included; either may
+    be empty. k: neighbours a target and space. limit: loss of one concept that counts as harm.
+    """
+
+    targets: tuple[str, ...] = ()
+    text: Mapping[str, np.ndarray] = field(default_factory=dict)
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    k: int = 5
+    limit: float = 0.05
+    direction: ClassVar[str] = "down"
+    of_pairs: ClassVar[bool] = False
+    set_dependent: ClassVar[bool] = False
+
+    def features(self, item: Item) -> np.ndarray | None:
+        """The judge's: their mean over a concept's images is its place in image space."""
+        return item.features
+
+    def score(self, item: Item) -> Scored:
+        """Does the judge find the concept? NA when it has no such label."""
+        return presence(item)
+
+    def nearest(self) -> dict[str, dict[str, list[tuple[str, float]]]]:
+        """Space -> target -> the k nearest kept concepts with their cosine, nearest first.
+
+        Raises BadRequest when a space that has vectors lacks a target's.
+        """
+        found: dict[str, dict[str, list[tuple[str, float]]]] = {}
+        for name, space in (("text", self.text), ("image", self.images)):
+            if not space:
+                continue
+            names, similar = self._similar(name, space)
+            best = np.argsort(-similar, axis=1, kind="stable")[:, : self.k]
+            found[name] = {t: [(names[j], float(similar[i, j])) for j in best[i]] for i, t in enumerate(self.targets)}
+        return found
+
+    def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
+        """Harm of every kept concept in pairs with Holm's p; mean and pooled loss by role; the worst; the slope."""
+        table = Table.of(rows).where(lambda r: r.get("role") in KEPT)
+        if not len(table):
+            return [Cell("harm", state="na", reason="the suite has no kept concept")]
+        base, edited = table.pairs()
+        harms = self._harms(base, edited)
+        cells = [c for c, *_ in harms]
+        for role in KEPT:
+            cells += _together(role, [h for h in harms if h[0].side == role])
+        return [*cells, _worst(harms), self._slope(cells)]
+
+    def proposals(self, cells: Iterable[Cell]) -> list[tuple[str, str]]:
+        """Concepts for the keep list with the reason, most harmed first, then near ones that no row tested."""
+        harm = {c.concept: c for c in cells if c.name == "harm" and c.concept}
+        hurt = sorted((c for c in harm.values() if (c.value or 0.0) > self.limit), key=lambda c: -(c.value or 0.0))
+        said = [(c.concept, f"lost {c.value:.0%} of {c.n} pairs; {c.note}") for c in hurt]
+        for space, targets in self.nearest().items():
+            for target, near in targets.items():
+                said += [(n, f"near {target} in {space} space ({s:.2f}), not tested") for n, s in near if n not in harm]
+        first: dict[str, str] = {}
+        for name, why in said:
+            first.setdefault(name, why)
+        return list(first.items())
+
+    def _similar(self, name: str, space: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
+        """Kept concepts and the cosine of each target (rows) with each of them."""
+        missing = [t for t in self.targets if t not in space]
+        if missing:
+            raise BadRequest(f"the {name} space has no vector of {missing[0]!r}; give one for every target")
+        names = sorted(n for n in space if n not in self.targets)
+        ours, theirs = (_rows([space[n] for n in some]) for some in (self.targets, names))
+        return names, ours @ theirs.T if len(names) else np.zeros((len(self.targets), 0))
+
+    def _harms(self, base: Table, edited: Table) -> list[tuple[Cell, int, int]]:
+        fine = base.states()[0] & edited.states()[0]
+        failed = base.states()[2] | edited.states()[2]
+        b, e = base.flags("hit"), edited.flags("hit")
+        names, codes = base.codes("role", "concept")
+        parts = by_prompt(codes[fine], base.codes("prompt")[1][fine], len(names), (b & ~e)[fine], (e & ~b)[fine])
+        counts = [np.bincount(codes[m], minlength=len(names)) for m in (~fine & ~failed, failed)]
+        found = []
+        for k, (sizes, lost, won) in enumerate(parts):
+            role, concept = (str(part) for part in names[k])
+            n_na, n_error = (int(c[k]) for c in counts)
+            cell = loss_cell("harm", lost, won, sizes, n_na=n_na, n_error=n_error, concept=concept, side=role)
+            found.append((cell, int(lost.sum()), int(won.sum())))
+        scored = [f for f in found if f[0].state == "ok"]
+        adjusted = iter(holm([mcnemar_exact(b, c) for _, b, c in scored]))
+        return [(_told(f[0], f[1] + f[2], next(adjusted)) if f[0].state == "ok" else f[0], *f[1:]) for f in found]
+
+    def _slope(self, cells: list[Cell]) -> Cell:
+        """Harm against text cosine to the nearest target, points per unit of cosine, least squares over concepts."""
+        space, name = (self.text, "text") if self.text else (self.images, "image")
+        if not space or not self.targets:
+            return Cell("slope", state="na", reason="no vectors of the concepts were given")
+        names, similar = self._similar(name, space)
+        near = dict(zip(names, similar.max(0), strict=True))
+        known = [c for c in cells if c.name == "harm" and c.state == "ok" and c.concept in near]
+        x, y = (np.asarray(v, np.float64) for v in ([near[c.concept] for c in known], [c.value for c in known]))
+        if len(known) < 3 or np.ptp(x) < 1e-9:
+            return Cell("slope", state="na", n=len(known), reason="needs three concepts at different distances")
+        slope, error = _line(x, y)
+        return Cell("slope", value=slope, low=slope - 2 * error, high=slope + 2 * error, n=len(known),
+                    note=f"loss per unit of cosine in {name} space, two standard errors")  # fmt: skip
+
+
+def _rows(vectors: Iterable[np.ndarray]) -> np.ndarray:
+    """Unit rows."""
+    table = np.asarray([np.asarray(v, np.float64).ravel() for v in vectors], np.float64)
+    return table / np.maximum(np.linalg.norm(table, axis=-1, keepdims=True), 1e-12) if len(table) else table
+
+
+def _told(cell: Cell, changed: int, p: float) -> Cell:
+    said = "too few changes to test" if changed < TOO_FEW else f"Holm p = {p:.2g}"
+    return replace(cell, note="; ".join(t for t in (cell.note, said) if t))
+
+
+def _together(role: str, harms: list[tuple[Cell, int, int]]) -> list[Cell]:
+    """Mean over scored concepts and the pooled loss, one cluster a concept."""
+    scored = [h for h in harms if h[0].state == "ok"]
+    if not scored:
+        return [Cell("harm.pooled", side=role, state="na", reason=f"0 of {len(harms)} scored")] if harms else []
+    sizes, lost, won = (np.asarray(v, np.float64) for v in zip(*((c.n, b, w) for c, b, w in scored), strict=True))
+    pooled = loss_cell("harm.pooled", lost, won, sizes, side=role)
+    note = "; ".join(
+        t for t in (pooled.note.replace("prompt", "concept"), f"{len(scored)} of {len(harms)} scored") if t
+    )
+    mean = float(np.mean([c.value or 0.0 for c, *_ in scored]))
+    return [replace(pooled, note=note), Cell("harm.mean", side=role, value=mean, n=int(sizes.sum()), note=note)]
+
+
+def _worst(harms: list[tuple[Cell, int, int]]) -> Cell:
+    """The concept that lost most; its interval is widened for having been picked among all of them."""
+    scored = [h for h in harms if h[0].state == "ok"]
+    if not scored:
+        return Cell("harm.worst", state="na", reason="no kept concept was scored")
+    cell, lost, won = max(scored, key=lambda h: (h[0].value or 0.0, h[0].concept))
+    _, low, high = tango(lost, won, cell.n, 1 - 0.05 / len(scored))
+    return replace(cell, name="harm.worst", low=low, high=high,
+                   note=f"{cell.note}; interval for the worst of {len(scored)}")  # fmt: skip
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope of the least-squares line and its standard error."""
+    away = x - x.mean()
+    slope = float(away @ y / (away @ away))
+    left = y - y.mean() - slope * away
+    return slope, float(np.sqrt(left @ left / max(len(x) - 2, 1) / (away @ away)))

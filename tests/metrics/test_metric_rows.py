@@ -1,0 +1,179 @@
+"""Rows and cells: order does not matter, pairs are never zipped by luck, NA and ERROR are no numbers."""
+
+from __future__ import annotations
+
+import json
+import resource
+from time import process_time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from efface import registry
+from efface.errors import BadRequest
+from efface.metrics import Metric, Table, by_prompt, loss_cell, mean_cell, questions, rate_cell, set_interval
+from efface.metrics.accuracy import Accuracy
+from efface.metrics.garbage import GarbageRate
+from efface.metrics.neighbourhood import Neighbourhood
+from efface.numerics.intervals import tango, wilson
+
+
+def rows(n: int = 120, seed: int = 0, **more: Any) -> list[dict[str, Any]]:
+    """Both sides of n images: concepts c0 to c5, three prompts each; targets fall from about 90 % to 5 %."""
+    draw = np.random.default_rng(seed)
+    made = []
+    for i in range(n):
+        c = i % 6
+        role = ("target", "neighbour", "other")[c % 3]
+        for side in ("base", "edited"):
+            rate = 0.05 if side == "edited" and role == "target" else 0.9
+            made.append({
+                "side": side, "prompt": f"c{c} in wording {i // 6 % 3}", "seed": i // 18, "role": role,
+                "concept": f"c{c}", "state": "ok", "hit": bool(draw.random() < rate), "value": float(draw.random()),
+                "garbage": bool(draw.random() < 0.02), "probability": float(draw.random()), "boxes": [],
+                "features": draw.normal(size=4).tolist(), "style": "s0", "style_seen": "s0", "object": f"c{c}",
+                "object_seen": f"c{c}", "target_hit": False, "method": "m", "seen": f"c{c}", **more,
+            })  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize("name", registry.names("metrics"))
+def test_every_metric_is_found_by_name_and_gives_the_same_cells_in_any_order(name: str) -> None:
+    """E-1, E-12: bit for bit, and as JSON without NaN."""
+    metric: Metric = registry.find("metrics", name)()
+    assert metric.direction in ("up", "down", "same")
+    some = rows()
+    shuffled = [some[i] for i in np.random.default_rng(1).permutation(len(some))]
+    there, back = metric.aggregate(some), metric.aggregate(shuffled)
+    assert there == back
+    assert there
+    for cell in there:
+        json.dumps(cell.as_row(), allow_nan=False)
+        assert cell.state in ("ok", "na", "error")
+        assert (cell.value is not None) == (cell.state == "ok")
+        assert bool(cell.reason) == (cell.state != "ok")
+
+
+@pytest.mark.parametrize("name", registry.names("metrics"))
+def test_every_metric_answers_na_where_it_cannot_know(name: str) -> None:
+    from efface.metrics import Item
+
+    metric: Metric = registry.find("metrics", name)()
+    item = Item(np.zeros((16, 16, 3), np.uint8), "a dog", "dog")
+    found = metric.score(item)
+    assert (found.state, found.hit, found.value) == ("na", None, None)
+    assert found.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("pairs", {"measure": "psnr"}), ("clip", {"text": "concept", "model": "folder"}),
+     ("detections", {"strict": "true"}), ("unlearning", {"target": "noto", "scope": "all"}),
+     ("distribution", {"points": "9"})],
+)  # fmt: skip
+def test_settings_are_converted_from_words(name: str, settings: dict[str, Any]) -> None:
+    made = registry.configure(name, settings, "metrics")
+    assert {str(getattr(made, k)).lower() for k in settings} == {str(v).lower() for v in settings.values()}
+    with pytest.raises(BadRequest, match="nonsense"):
+        registry.configure(name, {"nonsense": "1"}, "metrics")
+
+
+def test_only_tables_of_methods_depend_on_the_set() -> None:
+    dependent = {n for n in registry.names("metrics") if registry.find("metrics", n)().set_dependent}
+    assert dependent == {"composites"}
+
+
+def test_partners_are_matched_by_place_and_missing_ones_are_named() -> None:
+    """E-6."""
+    some = rows()
+    base, edited = Table.of(some).pairs()
+    assert [(r["prompt"], r["seed"]) for r in base] == [(r["prompt"], r["seed"]) for r in edited]
+    with pytest.raises(BadRequest, match="1 without a partner"):
+        Table.of(some[1:]).pairs()
+    with pytest.raises(BadRequest, match="twice"):
+        Table.of([*some, *some]).pairs()
+
+
+def test_rows_of_two_judge_versions_are_not_mixed() -> None:
+    """E-9."""
+    old, new = rows(12, judge_version="aaa"), rows(12, judge_version="bbb")
+    assert Accuracy().aggregate(old) == Accuracy().aggregate(new)
+    with pytest.raises(BadRequest, match="aaa, bbb"):
+        Accuracy().aggregate([*old, *new])
+
+
+def test_states_are_three_and_no_more() -> None:
+    with pytest.raises(BadRequest, match="state ok, na or error"):
+        Table.of([{"side": "base", "state": "fine"}]).states()
+
+
+def test_na_and_errors_change_their_own_counts_alone() -> None:
+    """E-13."""
+    plain = rate_cell("x", np.asarray([3.0, 4]), np.asarray([10.0, 10]))
+    more = rate_cell("x", np.asarray([3.0, 4]), np.asarray([10.0, 10]), n_na=7)
+    assert (more.value, more.hits, more.n, more.n_na) == (plain.value, 7, 20, 7)
+    none = rate_cell("x", np.zeros(0), np.zeros(0), n_na=7)
+    assert (none.state, none.value, none.n_na) == ("na", None, 7)
+    assert mean_cell("x", np.zeros(0), np.zeros(0, np.int64), n_na=2).state == "na"
+
+
+@pytest.mark.parametrize(("failed", "state"), [(0, "ok"), (1, "ok"), (2, "error")])
+def test_more_than_one_per_cent_of_errors_is_an_error(failed: int, state: str) -> None:
+    """E-15, for one cell."""
+    cell = rate_cell("x", np.full(50, 1.0), np.full(50, 2.0), n_error=failed)
+    assert cell.state == state
+    assert (cell.value is None) == (state == "error")
+
+
+def test_a_cell_of_one_prompt_says_so_and_takes_its_images_for_independent() -> None:
+    cell = rate_cell("x", np.asarray([7.0]), np.asarray([24.0]))
+    assert (cell.low, cell.high) == wilson(7, 24)
+    assert "one prompt" in cell.note
+    loss = loss_cell("x", np.asarray([6.0]), np.asarray([2.0]), np.asarray([240.0]))
+    assert (loss.value, loss.low, loss.high) == tuple(tango(6, 2, 240))
+    assert "few prompts" in rate_cell("x", np.asarray([3.0, 4]), np.asarray([10.0, 10])).note
+
+
+def test_rows_are_gathered_by_group_and_prompt() -> None:
+    groups, prompts = np.asarray([2, 0, 0, 2, 2]), np.asarray([5, 1, 1, 0, 5])
+    found = by_prompt(groups, prompts, 3, np.asarray([1, 1, 0, 1, 1]))
+    assert [[list(v) for v in part] for part in found] == [[[2], [1]], [[], []], [[1, 2], [1, 2]]]
+
+
+def test_the_jackknife_is_that_of_a_mean() -> None:
+    values = np.random.default_rng(0).normal(size=20)
+    ends = set_interval(lambda r: float(values[r].mean()), np.arange(20))
+    assert ends is not None
+    error = values.std(ddof=1) / np.sqrt(20)
+    assert ends[1] - ends[0] == pytest.approx(2 * 2.093 * error, rel=1e-3)
+    assert set_interval(lambda r: 0.0, np.zeros(5, int)) is None
+
+
+def test_rows_come_from_items_and_records() -> None:
+    from efface.suites import Ask, Item
+
+    items = [Item("a dog and a key", 7, (Ask("target", "dog"), Ask("other", "key"), Ask("other", "sofa")))]
+    record = {"side": "edited", "prompt": "a dog and a key", "seed": 7, "hits": ["key"], "garbage": False,
+              "values": {"dog": 0.1, "key": 0.9}}  # fmt: skip
+    found = questions(items, [record])
+    assert [(r["role"], r["concept"], r["state"], r["hit"], r["value"]) for r in found] == [
+        ("target", "dog", "ok", False, 0.1), ("other", "key", "ok", True, 0.9), ("other", "sofa", "na", None, None),
+    ]  # fmt: skip
+    assert found[2]["reason"]
+    failed = {**record, "state": "error", "reason": "the judge failed", "hits": [], "values": {}, "boxes": []}
+    assert {(r["state"], r["hit"], r["reason"]) for r in questions(items, [failed])} == {
+        ("error", None, "the judge failed")
+    }
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_take_seconds() -> None:
+    """Processor time, so that a busy machine does not matter; the peak is that of the whole process."""
+    many = rows(50_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for metric in (Accuracy(), GarbageRate(), Neighbourhood()):
+        start = process_time()
+        metric.aggregate(many)
+        assert process_time() - start <= 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before <= 1_000_000  # KiB
