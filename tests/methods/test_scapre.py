@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import efface
 from conftest import make_pipe
-from efface.errors import BadRequest
-from efface.methods.scapre import SENTENCES, ScaPre, _stored
-from efface.model import Model
-from efface.patch import Dense, LowRank, Patch
-from efface.run import plan
+from efface.errors import BadRequest, WrongFile
+from efface.evidence import gather
+from efface.methods.scapre import PRESETS as VALUES
+from efface.methods.scapre import RELEASED, SENTENCES, ScaPre, _Context, _stored
+from efface.model import Encoded, Model
+from efface.numerics.spectral import Gate, Shared, spectral_term
+from efface.patch import Dense, LowRank, Operator, Patch
+from efface.run import EffaceWarning, plan
+from efface.work import Work
 
-PRESETS = ("code", "efface", "world")
+PRESETS = ("code", "roll-back", "paper", "efface", "world")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +100,7 @@ def test_the_recipe_says_what_is_left_of_the_concepts_and_how_far_the_empty_text
     patch = erase(model, "dog", keep=("a house",), preset=preset)
     encoded = {e.text: e for e in model.encode(["", "dog"])}
     empty, dog = encoded[""].rows[1].double(), encoded["dog"].rows[encoded["dog"].count - 2].double()
-    rows = dog if preset == "code" else torch.stack([dog, *_sentence_rows(model)]).T
+    rows = dog if preset not in ("efface", "world") else torch.stack([dog, *_sentence_rows(model)]).T
     for site, delta in deltas(model, patch).items():
         numbers, weight = patch.recipe["numbers"]["sites"][site], model.weight(site).double()
         new = weight + delta
@@ -111,6 +119,22 @@ def _sentence_rows(model: Model) -> list[torch.Tensor]:
     return [e.rows[e.count - 2].double() for e in model.encode(texts)]
 
 
+def test_residual_condition_effective_rank_and_stored_rank_are_in_the_recipe(model: Model) -> None:
+    """1.11-1."""
+    for preset in PRESETS:
+        numbers = erase(model, "dog", preset=preset).recipe["numbers"]
+        assert 0 < numbers["shared"]["effective_rank"] <= 64
+        for site in numbers["sites"].values():
+            assert site["residual"] <= 1e-9
+            assert site["condition"] <= numbers["shared"]["condition"]
+            assert 0 < site["effective_rank"] <= 64
+            assert 0 < site["target_error"] < 2
+            assert site["empty_padding_change"] > 0
+    off = erase(model, "dog", preset="code", mask="off", mu=0.1)
+    ranks = {e.site: e.up.shape[1] for e in off.edits if isinstance(e, LowRank)}
+    assert ranks == {k: v["rank"] for k, v in off.recipe["numbers"]["sites"].items() if "rank" in v}
+
+
 def test_our_preset_moves_the_empty_text_less_than_the_released_one(model: Model) -> None:
     def worst(preset: str) -> float:
         sites = erase(model, "dog", preset=preset).recipe["numbers"]["sites"].values()
@@ -122,16 +146,35 @@ def test_our_preset_moves_the_empty_text_less_than_the_released_one(model: Model
 @pytest.mark.parametrize(
     ("setting", "values"),
     [
-        ("mask", ("off", "code", "population")),
+        ("form", ("large-scale", "roll-back", "paper")),
+        ("technique", ("replace", "tensor")),
+        ("anchored", (True, False)),
+        ("empty_scale", (0.0, 1.0)),
+        ("mask", ("off", "code", "rowwise", "population")),
+        ("negatives", ("empty", "keep", "guide")),
+        ("draws", (5, 9)),
+        ("redraw", (True, False)),
+        ("samples", (20, 30)),
+        ("bins", (20, 10)),
+        ("decoupler", ("span", "rows")),
+        ("gate", ("code", "paper", "shared")),
+        ("temperature", (1.0, 50.0)),
+        ("spectral_power", (1.0, 2.0)),
+        ("residual_scale", (0.0, 0.3)),
+        ("iterations", (1, 3)),
+        ("bures", (0.0, 0.3)),
+        ("truncate", (1e-4, 0.5)),
+        ("floor", (0.1, 0.8, 1.0)),
+        ("blend", (False, True)),
         ("normalise", ("zscore", "max", "unit")),
-        ("rows", ("tail", "last", "content-to-end")),
-        ("target", ("mask", "interpolate")),
-        ("geometry", ("rows", "none")),
+        ("rows", ("tail", "last", "content", "content-to-end")),
+        ("target", ("mask", "interpolate", "full", "zero")),
+        ("geometry", ("rows", "bures", "roll-back", "none")),
         ("concept_gram", (True, False)),
         ("decouple", (True, False)),
         ("spectral", (True, False)),
         ("keep_scale", (0.0, 1.0)),
-        ("expand", ("none", "sentence")),
+        ("expand", ("none", "code", "sentence")),
         ("guide", ("", "a man")),
         ("mu", ("entropy", 0.1, 0.5)),
         ("anchor", ("guide", "nearest")),
@@ -145,8 +188,24 @@ def test_every_setting_does_something(setting: str, values: tuple[Any, ...], mod
         "normalise": {"mask": "population", "power": 1.0, "sigma": 3.0},
         "balance": {"preset": "efface"},
         "companions": {"preset": "efface"},
+        "form": {"spectral": True, "mu": 0.3},
+        "redraw": {"sigma": 3.0},
+        "draws": {"sigma": 3.0},
+        "mask": {"sigma": 3.0},
+        "negatives": {"mask": "population", "sigma": 3.0, "normalise": "unit", "power": 1.0},
+        "gate": {"spectral": True, "mu": 0.3},
+        "temperature": {"spectral": True, "mu": 3.0},
+        "spectral_power": {"spectral": True, "mu": 0.3},
+        "residual_scale": {"preset": "roll-back-similar", "geometry": "none"},
+        "bures": {"geometry": "bures"},
+        "truncate": {"preset": "paper"},
+        "geometry": {"bures": 0.3},
+        "floor": {"preset": "roll-back"},
     }.get(setting, {})
-    concepts = ("dog", "noto style") if setting in ("balance", "companions") else ()
+    concepts = {
+        "balance": ("dog", "noto style"), "companions": ("dog", "noto style"), "negatives": ("dog=wolf", "a red cat"),
+        "form": ("dog", "cat", "fire engine"),
+    }.get(setting, ())  # fmt: skip
     found = [deltas(model, erase(model, *concepts, **{**base, setting: v})) for v in values]
     for i, one in enumerate(found):
         for two in found[i + 1 :]:
@@ -190,9 +249,240 @@ def test_sentences_stand_around_names_synonyms_anchors_and_kept_texts(model: Mod
     assert len(texts) == len(set(texts))
     kept = plan(model, ["noto style"], ["house"], preset="efface").needs.texts
     assert {"house", "a house", "a house in noto style"} <= set(kept)
+    assert "in noto style" not in kept  # alone a style would take along what stays
+    released = plan(model, ["dog=wolf", "noto style"], ["house"], preset="code", expand="code").needs.texts
+    assert set(released) == {
+        "", "dog", "wolf", "noto style", "house", *(f.format("noto") for f in RELEASED["style"]),
+        *(f.format(name) for f in RELEASED[""] for name in ("dog", "wolf")),
+    }  # fmt: skip
     bare = plan(model, ["dog=wolf"], ["a house"], preset="code").needs.texts
     assert set(bare) == {"", "dog", "wolf", "a house"}
 
 
 def test_fields_are_none_until_a_preset_decides() -> None:
     assert all(getattr(ScaPre(), f) is None for f in ScaPre.__dataclass_fields__)
+
+
+# --- the forms -------------------------------------------------------------------------------------------------------
+
+
+def context(model: Model, *concepts: str, keep: tuple[str, ...] = (), **settings: Any) -> _Context:
+    made = plan(model, concepts, keep, **settings)
+    return _Context(made.method, gather(model, made.needs, Work()), made.request, Work())
+
+
+def weights(model: Model) -> dict[str, Tensor]:
+    return {s.name: model.weight(s.name).double() for s in model.card.select("cross.k", "cross.v")}
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("decoupler", ["rows", "span"])
+def test_the_papers_form_solves_its_anchored_sylvester_equation(decoupler: str, model: Model) -> None:
+    """1.11-20."""
+    c = context(model, "dog", "cat=a man", "a king", preset="paper", sigma=3.0, bures=0.0, decoupler=decoupler)
+    gate, eye = Gate(kind="paper"), torch.eye(64, dtype=torch.float64)
+    X, which = c.pairs.context, list(c.pairs.which)
+    A = 0.5 * eye + c.pairs.stacked().T @ c.pairs.stacked() + spectral_term(c.concepts, 1.0, gate)
+    V = torch.einsum("ktd,kte->de", c.pairs.guide[which], X)  # sum of X*_k^T X_k
+    for name, W0 in weights(model).items():
+        W, alpha = c.site(W0, name)[0], c._masks(W0, name, "target")[0].amax(1)
+        assert float(alpha.max()) == 1
+        assert float(alpha.min()) < 0.9
+        left = alpha[:, None] * (W if decoupler == "rows" else W @ c.shared.span @ c.shared.span.T)
+        assert relative(left + W @ A, 0.5 * W0 + W0 @ V) <= 1e-9
+        assert relative(2 * left + W @ A, 0.5 * W0 + W0 @ V) > 1e-5
+
+
+def test_without_decoupler_the_papers_form_is_the_ridge(model: Model) -> None:
+    """1.11-20: alpha = 0."""
+    ridge: dict[str, Any] = {"decouple": False, "spectral": False, "bures": 0.0}
+    assert distance(
+        deltas(model, efface.erase(model, "dog", (), "scapre", "paper", **ridge)),
+        deltas(model, efface.erase(model, "dog", (), "uce", "paper", preserve_scale=1e-12)),
+    ) <= 1e-5  # fmt: skip
+
+
+def test_the_printed_equation_with_zero_targets_is_refused(model: Model) -> None:
+    """1.11-20."""
+    with pytest.raises(BadRequest, match="'anchored'"):
+        erase(model, preset="paper", anchored=False, target="zero")
+    assert erase(model, preset="paper", anchored=False).edits
+    assert erase(model, preset="paper", target="zero").edits
+
+
+def test_the_papers_target_is_unmasked_and_its_full_step_goes_part_of_the_way_back(model: Model) -> None:
+    """1.11-12, 1.11-18."""
+    far, near = (deltas(model, erase(model, preset="paper", bures=t)) for t in (0.0, 0.3))
+    assert sum(float(d.norm()) for d in near.values()) < sum(float(d.norm()) for d in far.values())
+    saturated = erase(model, preset="paper", sigma=1e-9)
+    assert {s["saturation"] for s in saturated.recipe["numbers"]["sites"].values()} == {1.0}
+    loud = erase(model, preset="paper", sigma=3.0)
+    assert max(s["saturation"] for s in loud.recipe["numbers"]["sites"].values()) < 0.9
+
+
+def test_the_roll_back_gives_a_share_of_every_row_back(model: Model) -> None:
+    """1.11-14."""
+    whole, part = (deltas(model, erase(model, preset="roll-back", floor=f)) for f in (1.0, 0.5))
+    for site, delta in part.items():
+        share = (delta * whole[site]).sum(1) / whole[site].square().sum(1)  # (o,)
+        assert relative(delta, share[:, None] * whole[site]) <= 1e-5  # float32
+        assert float(share.min()) >= 0.5 - 1e-5
+        assert float(share.max()) <= 1 + 1e-5
+        assert float(share.max()) < 0.99  # entropies are not one
+
+
+@pytest.mark.parametrize("preset", ["code", "code-similar", "roll-back", "roll-back-similar", "paper"])
+def test_a_huge_ridge_returns_the_original_in_every_form(preset: str, model: Model) -> None:
+    """1.11-5."""
+    for lam, stays in ((1e10, True), (0.5, False)):
+        # the paper's full step leaves weak directions out, those of the original too
+        c = context(model, "dog", "cat", preset=preset, lam=lam, truncate=1e-12)
+        assert all((relative(c.site(W0, name)[0], W0) <= 1e-6) == stays for name, W0 in weights(model).items())
+
+
+@pytest.mark.parametrize("form", ["roll-back", "large-scale", "paper"])
+def test_constant_masks_give_one_operator_for_all_sites(
+    form: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.11-24."""
+    settings = {"form": form, "mask": "off", "mu": 0.0, "geometry": "roll-back", "floor": 1.0, "spectral": True}
+    one = erase(model, **settings)
+    assert [type(e) for e in one.edits] == [Operator]
+    c = context(model, "dog", "cat", keep=("a house",), preset="code", **settings)
+    P = c.site(torch.eye(64, dtype=torch.float64), "")[0]
+    for name, W0 in weights(model).items():
+        assert relative(c.site(W0, name)[0], W0 @ P) <= 1e-10
+    monkeypatch.setattr(ScaPre, "_one_operator", False)
+    many = erase(model, **settings)
+    assert len(many.edits) == len(many.sites)
+    assert distance(deltas(model, one), deltas(model, many)) <= 1e-5
+    masked = erase(model, **{**settings, "mask": "code"})
+    assert len(masked.edits) == len(masked.sites)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_keys_or_values_alone_are_edited_as_among_both(preset: str, model: Model) -> None:
+    """1.11-24."""
+    both = erase(model, preset=preset)
+    for projections, role in (("keys", "cross.k"), ("values", "cross.v")):
+        part = erase(model, preset=preset, projections=projections)
+        assert part.sites == tuple(s.name for s in model.card.select(role))
+        for site in part.sites:
+            weight = model.weight(site).double()
+            assert torch.equal(part.weight(site, weight), both.weight(site, weight))
+
+
+def test_every_preset_by_task_holds_the_published_flags(model: Model) -> None:
+    def resolved(preset: str, *concepts: str, **more: Any) -> dict[str, Any]:
+        return dataclasses.asdict(plan(model, concepts or ("dog",), preset=preset, **more).method)
+
+    def differ(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in one.items() if v != two[k]}
+
+    fifty, ten = resolved("code"), resolved("roll-back")
+    assert (fifty["erase_scale"], fifty["power"], fifty["iterations"], fifty["spectral"]) == (3, 5, 1, False)
+    assert (ten["erase_scale"], ten["power"], ten["floor"], ten["spectral"], ten["guide"]) == (1, 2, 0.8, False, "")
+    changed = {"erase_scale": 2, "power": 8, "spectral": True, "samples": 30}
+    assert differ(resolved("code-similar"), fifty) == changed
+    assert differ(resolved("roll-back-similar"), ten) == {"floor": 1, "spectral": True}
+    assert differ(resolved("roll-back", "noto style"), ten) == {"floor": 0.5, "guide": "art"}
+    assert resolved("code", "noto style") == fifty
+    assert set(VALUES["code"]) == set(ScaPre.__dataclass_fields__)
+
+
+# --- saying and refusing ---------------------------------------------------------------------------------------------
+
+
+def test_saturated_masks_are_counted_and_warned_of(model: Model) -> None:
+    """1.11-12."""
+    with pytest.warns(EffaceWarning, match="100.0% of the Informax masks are saturated"):
+        patch = erase(model, sigma=1e-9)
+    sites = patch.recipe["numbers"]["sites"].values()
+    assert {(s["saturation"], s["information_values"]) for s in sites} <= {(1.0, 1), (1.0, 2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loud = erase(model, sigma=3.0)
+        erase(model, mask="off")
+    assert {s["information_values"] for s in loud.recipe["numbers"]["sites"].values()} <= set(range(2, 7))
+
+
+def test_an_explicit_request_takes_complete_prompts_from_the_users_file_and_nothing_else(
+    model: Model, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red house\n\na dog on a boat\n")
+    for preset in PRESETS:
+        made = plan(model, ["sensitive:dog"], preset=preset, prompt_file=str(file))
+        assert set(made.needs.texts) == {"", "a red house", "a dog on a boat"}
+    sensitive = plan(model, ["sensitive:dog"], preset="code", prompt_file=str(file)).method
+    assert (sensitive.mask, sensitive.iterations, plan(model, ["dog"], preset="code").method.mask) == ("off", 2, "code")
+    patch = efface.erase(model, ["sensitive:dog"], ["cat"], preset="code", prompt_file=str(file))
+    assert patch.recipe["numbers"]["shared"]["concepts"] == 2
+    cases: tuple[tuple[list[str], dict[str, Any], str], ...] = (
+        (["sensitive:dog"], {"preset": "code"}, "prompt_file=FILE"),
+        (["sensitive:dog", "sensitive:cat"], {"prompt_file": str(file)}, "one concept a request"),
+        (["dog"], {"prompt_file": str(file)}, r"'prompt_file'.*sensitive"),
+    )
+    for concepts, settings, said in cases:
+        with pytest.raises(BadRequest, match=said):
+            plan(model, concepts, **settings)
+    file.write_text("# nothing\n")
+    with pytest.raises(BadRequest, match="holds no prompt"):
+        plan(model, ["sensitive:dog"], preset="code", prompt_file=str(file))
+    with pytest.raises(WrongFile, match="no file"):
+        plan(model, ["sensitive:dog"], preset="code", prompt_file=str(tmp_path / "none.txt"))
+
+
+def test_a_guide_that_is_its_concept_is_refused_by_name(model: Model) -> None:
+    """1.11-21."""
+    with pytest.raises(BadRequest, match="'guide' is 'dog'"):
+        erase(model, "dog", guide="dog")
+    again = efface.Concept("dog", anchor="wolf", synonyms=("wolf",))
+    for technique in ("replace", "tensor"):
+        with pytest.raises(BadRequest, match="'wolf' means the same as 'wolf'"):
+            efface.erase(model, [again], method="scapre", preset="code", technique=technique)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"floor": 1.5}, "floor"),
+        ({"floor": -0.1}, "floor"),
+        ({"bures": 2.0}, "bures"),
+        ({"truncate": 1.5}, "truncate"),
+        ({"bins": 1}, "bins"),
+        ({"draws": 0}, "draws"),
+        ({"sigma": float("nan")}, "sigma"),
+        ({"erase_scale": float("inf")}, "erase_scale"),
+        ({"form": "rollback"}, "form"),
+        ({"decoupler": "rows", "spectral": True}, "decoupler"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings: dict[str, Any], said: str, model: Model) -> None:
+    with pytest.raises(BadRequest, match=said):
+        erase(model, **settings)
+
+
+def test_nan_from_the_text_encoder_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Model.encode
+
+    def broken(self: Model, texts: list[str], rows: str = "all") -> list[Encoded]:
+        scale = {"dog": float("nan")}
+        return [dataclasses.replace(e, rows=e.rows * scale.get(e.text, 1.0)) for e in encode(self, texts, rows)]
+
+    monkeypatch.setattr(Model, "encode", broken)
+    for preset in PRESETS:
+        with pytest.raises(WrongFile, match=r"NaN.*'dog'"):
+            erase(model, "dog", "cat", preset=preset)
+
+
+@pytest.mark.parametrize("residual", [1e-3, float("nan")])
+def test_an_equation_that_rounding_spoils_is_refused(
+    residual: float, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shared, "residual", lambda *_: residual)
+    with pytest.raises(BadRequest, match="raise lam"):
+        erase(model)

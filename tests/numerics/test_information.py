@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from efface.numerics import information as module
 from efface.numerics.information import (
     code_information,
     entropy_factor,
+    fired,
     information_of_counts,
     normalise,
     population_information,
@@ -116,14 +118,14 @@ def test_zscore_mask_is_that_of_its_definition() -> None:
 
 def test_masks_do_not_see_row_lengths_and_follow_the_channels() -> None:
     """1.11-10."""
-    W, *rest = setting(40, 3)
-    mask = normalise(code_information(W, *rest, 1.5), "zscore", power=2)
+    W, c, e, plus, minus = setting(40, 3)
+    mask = normalise(code_information(W, c, e, plus, minus, 1.5), "zscore", power=2)
     scaled = torch.logspace(-2, 2, 40, dtype=torch.float64)[:, None] * W
-    assert torch.equal(code_information(scaled, *rest, 1.5), code_information(W, *rest, 1.5))
+    assert torch.equal(code_information(scaled, c, e, plus, minus, 1.5), code_information(W, c, e, plus, minus, 1.5))
     turn = torch.arange(40).roll(7)
-    moved = normalise(code_information(W[turn], *rest, 1.5), "zscore", power=2)
+    moved = normalise(code_information(W[turn], c, e, plus, minus, 1.5), "zscore", power=2)
     assert torch.allclose(moved, mask[turn], rtol=0, atol=1e-14)
-    assert not torch.equal(code_information(-W, *rest, 1.5), code_information(W, *rest, 1.5))
+    assert not torch.equal(code_information(-W, c, e, plus, minus, 1.5), code_information(W, c, e, plus, minus, 1.5))
 
 
 def test_masks_turn_with_the_text_basis() -> None:
@@ -258,3 +260,66 @@ def test_entropies_turn_with_the_text_basis() -> None:
     e = entropy_factor(W, c, draws, 1.0, 20)
     assert torch.allclose(entropy_factor(W @ Q, c @ Q, draws @ Q, 1.0, 20), e, rtol=0, atol=1e-12)
     assert not torch.allclose(entropy_factor(W @ Q, c, draws, 1.0, 20), e, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(D,), (5, D), (8, 1, D)])
+@pytest.mark.parametrize(("sigma", "least", "most"), [(1e-4, 0.1, 1.0), (0.02, 0.1, 0.99), (1.5, 0.0, 0.3)])
+def test_what_the_lengths_of_draws_settle_is_what_all_activations_say(
+    shape: tuple[int, ...], sigma: float, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.11-8: no activation is left out that could change a count."""
+    W, c, _, plus, minus = setting(40, 8)
+    side = (c[0] - c[1:]).sum(0)
+    W += 3 * (W @ side).sign()[:, None] * side / side.norm()
+    W[7] = 0  # every activation is equal: nothing fires
+    neutral = randn(*shape, seed=9)
+    positive = (c[:, None] + sigma * plus) @ W.T  # (m, n, o)
+    negative = (neutral + sigma * minus) @ W.T
+    every = sample_information(positive.movedim(-1, 0), negative.movedim(-1, 0))
+    assert torch.equal(code_information(W, c, neutral, plus, minus, sigma), every)
+    monkeypatch.setattr(module, "FEW", 1.0)  # products with single rows also where they are many
+    assert torch.equal(code_information(W, c, neutral, plus, minus, sigma), every)
+    over, under = module._separated(W, c, neutral, sigma * plus, sigma * minus)
+    settled = (over | under)[torch.arange(40) != 7]
+    assert least <= float(settled.double().mean()) <= most
+    assert not bool((over | under)[7].any())
+    n11, n10 = fired(torch.cat([positive, negative], 1).movedim(1, -1), 5)  # (m, o)
+    assert bool((n11.T[over] == 5).all())
+    assert bool((n10.T[under] == 5).all())
+
+
+def test_unequal_numbers_of_draws_are_never_settled_by_length() -> None:
+    W, c, e, plus, minus = setting(40, 3)
+    over, under = module._separated(W, c, e, 1e-9 * plus, 1e-9 * minus[:, :4])
+    assert not bool((over | under).any())
+    wanted = sample_information(
+        ((c[:, None] + 1e-9 * plus) @ W.T).movedim(-1, 0), ((e + 1e-9 * minus[:, :4]) @ W.T).movedim(-1, 0)
+    )
+    assert torch.equal(code_information(W, c, e, plus, minus[:, :4], 1e-9), wanted)
+
+
+def test_every_kind_of_draws_takes_several_neutral_texts_in_turn_or_one_a_concept() -> None:
+    W, c, _, plus, minus = setting(40, 3)
+    neutral = randn(2, D, seed=8)
+    turn = neutral[torch.tensor([0, 1, 0, 1, 0])]
+    full = module.information(W, c, neutral, 1.5, (plus, minus))
+    assert torch.equal(full, code_information(W, c, turn, plus, minus, 1.5))
+    assert not torch.equal(full, code_information(W, c, neutral[0], plus, minus, 1.5))
+    scalar = randn(2, 3, 40, 5, seed=4)  # (side, m, o, n)
+    found = module.information(W, c, neutral, 1.5, (scalar[0], scalar[1]), rowwise=True)
+    sides = [x.movedim(0, 1) for x in scalar]
+    assert torch.equal(found, rowwise_information(W, c, turn, sides[0], sides[1], 1.5))
+    each = randn(3, 1, D, seed=8)
+    for k in range(3):
+        one = [x[:, k : k + 1] for x in sides]
+        alone = rowwise_information(W, c[k : k + 1], each[k, 0], one[0], one[1], 1.5)
+        assert torch.equal(rowwise_information(W, c, each, sides[0], sides[1], 1.5)[:, k : k + 1], alone)
+        alone = population_information(W, c[k : k + 1], each[k, 0], 1.5)
+        assert torch.allclose(module.information(W, c, each, 1.5, None)[:, k : k + 1], alone, rtol=0, atol=1e-12)
+
+
+def test_entropy_factors_do_not_hang_on_how_many_rows_are_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    W, c, _, draws, _ = setting(40, 3, 9)
+    whole = entropy_factor(W, c, draws, 1.0, 20)
+    monkeypatch.setattr(module, "BLOCK", 27 * 3)
+    assert torch.allclose(entropy_factor(W, c, draws, 1.0, 20), whole, rtol=0, atol=1e-12)

@@ -16,6 +16,7 @@ from efface.numerics.rows import (
     content_to_end,
     last_index,
     last_row,
+    paired_rows,
     tail_pairs,
 )
 
@@ -88,3 +89,17 @@ def test_counts_past_the_text_are_refused(call) -> None:
 def test_texts_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
         tail_pairs(text(), 1, text(24), 1)
+
+
+@given(st.integers(1, 5), counts)
+def test_pairs_of_every_kind_name_the_guide_row_of_the_last_content_token(n: int, n_g: int) -> None:
+    guide = text() + 1000
+    for kind, first, length in (("last", n, 1), ("content", 1, n), ("content-to-end", 1, L - 1)):
+        X, G, goal = paired_rows(kind, text(), n, guide, n_g)
+        assert (numbers(X)[0], len(X), len(G)) == (first, length, length)
+        assert int(goal[0]) == numbers(G)[n - first]
+    X, G, goal = paired_rows("tail", text(), n, guide, n_g)
+    assert (numbers(X), numbers(G)) == tuple(numbers(t) for t in tail_pairs(text(), n, guide, n_g))
+    assert int(goal[0]) == numbers(G)[0] == 1000 + n_g
+    with pytest.raises(ValueError, match="tails"):
+        paired_rows("tails", text(), n, guide, n_g)

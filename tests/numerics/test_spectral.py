@@ -17,11 +17,16 @@ from efface.numerics.spectral import (
     gate_values,
     low_rank,
     pair_rows,
+    penalised,
     penalties,
+    residual_concepts,
+    residual_term,
+    right_side,
     shared_factor,
     solve_site,
     spectral_term,
     target,
+    weighted,
 )
 
 D, T, LAM, ETA = 24, 9, 0.5, 2.0
@@ -352,3 +357,74 @@ def test_low_rank_finds_the_rank_and_meets_its_bound(o: int, d: int, rank: int) 
     assert down is not None
     assert up.shape == (o, 0)
     assert down.shape == (0, d)
+
+
+@pytest.mark.parametrize("rank", [14, 15, 24])
+def test_a_rank_that_saves_no_space_is_found_with_and_without_singular_values(rank: int) -> None:
+    delta = randn(40, rank) @ randn(rank, D, seed=1)  # 40 x 24: from rank 15 on dense is smaller
+    assert (low_rank(delta, 1e-6) is None) == (rank >= 15)
+    hidden = delta.clone()
+    hidden[:, 1] = hidden[:, 0]  # the columns that are looked at first no longer prove it
+    values = torch.linalg.svdvals(hidden)
+    assert (low_rank(hidden, 1e-6) is None) == (int((values > 1e-6 * values[0]).sum()) >= 15)
+
+
+@pytest.mark.parametrize("gate", [None, Gate(0.5, 2.0)])
+def test_residual_is_that_of_the_matrices_and_sees_a_wrong_solution(gate: Gate | None) -> None:
+    """1.11-1: the number in the recipe."""
+    (context, _), B, mu = blocks(3), randn(40, D, seed=3), 0.4
+    a, shared = torch.rand(40, dtype=torch.float64), stream(context, gate=gate)
+    W = shared.solve(B, mu, a)
+    C = torch.stack([x[0] for x in context])
+    system = gram(context) + mu * torch.eye(D, dtype=torch.float64)
+    system += spectral_term(C, mu, gate) if gate else 0
+    wrong = W + 1e-3 * randn(40, D, seed=4)
+    exact = wrong @ system + a[:, None] * (wrong @ projector(context)) - B
+    assert shared.residual(wrong, B, mu, a) == pytest.approx(float(exact.norm() / B.norm()), rel=1e-6)
+    probe = randn(D, 2, seed=5)
+    for looked in (None, probe):
+        assert shared.residual(W, B, mu, a, looked) <= 1e-12
+        assert shared.residual(wrong, B, mu, a, looked) > 1e-4
+    rows = torch.rand(40, 1, dtype=torch.float64)
+    plain = stream(context)
+    assert plain.residual(plain.solve(B, rows), B, rows) <= 1e-12
+    assert plain.residual(plain.solve(B, rows), B, 2 * rows) > 1e-4
+
+
+def test_condition_and_effective_rank_are_those_of_their_definitions() -> None:
+    context, mu = blocks(1)[0], 0.3
+    shared, G0, eye = stream(context), gram(context), torch.eye(D, dtype=torch.float64)
+    values = torch.linalg.eigvalsh(G0)
+    assert shared.condition(mu) == pytest.approx(float((values[-1] + mu) / (values[0] + mu)), rel=1e-9)
+    share = torch.linalg.solve(G0 + mu * eye, G0 - LAM * eye).trace()
+    assert shared.effective_rank(mu) == pytest.approx(float(share), rel=1e-9)
+    assert shared.effective_rank(1e9) < 1e-3 < shared.effective_rank() <= T  # nine rows and the first of them again
+
+
+def test_the_papers_spectral_term_is_one_more_gram_matrix() -> None:
+    """1.11-15, 1.11-20: `A = lam I + S + R` with the strength of R one."""
+    (context, _), B, alpha = blocks(3), randn(40, D, seed=3), torch.rand(40, 1, dtype=torch.float64)
+    C, X, gate = torch.stack([x[0] for x in context]) / 5, torch.cat(context), Gate(kind="paper")
+    directions, penalty = penalised(C, gate)
+    rows, weights = weighted([(X, 1.0), (directions.T, penalty)])
+    W = shared_factor(rows, weights, LAM, C).solve(B, alpha)
+    A = LAM * torch.eye(D, dtype=torch.float64) + X.T @ X + spectral_term(C, 1.0, gate)
+    assert relative(alpha * W + W @ A, B) <= 1e-12
+    assert relative(alpha * W + W @ (A - spectral_term(C, 1.0, gate)), B) > 1e-3
+
+
+def test_the_roll_backs_residual_term_is_what_the_gate_leaves_of_the_concepts() -> None:
+    """1.11-15: the spectral term of the roll-back form."""
+    C, W0, gate = randn(4, D), randn(7, D, seed=3), Gate(0.5, 2.0)
+    U, s, _ = torch.linalg.svd(C.T, full_matrices=False)
+    g = torch.sigmoid((s - s.sort().values[1]) / (0.5 + 1e-8)) ** 2
+    C_res = C.T - (U * g) @ U.T @ C.T  # (d, m)
+    assert relative(residual_concepts(C, gate).T, C_res) <= 1e-12
+    assert relative(residual_term(W0, C, gate), (W0 @ C_res) @ C_res.T) <= 1e-12
+    assert relative(residual_term(W0, C, Gate(0.5, 1.0)), (W0 @ C_res) @ C_res.T) > 1e-2
+
+
+def test_the_right_side_holds_anchor_target_and_kept_rows() -> None:
+    W0, V, kept = randn(7, D), randn(7, D, seed=1), randn(D, D, seed=2)
+    assert torch.equal(right_side(W0, V, 0.0), V)
+    assert relative(right_side(W0, V, 0.7, kept), 0.7 * W0 + V + W0 @ kept) <= 1e-14

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from efface.evidence import Evidence
+from efface.methods.scapre import PRESETS, ScaPre, _Context
+from efface.model import Encoded
 from efface.numerics.geometry import combine, energy_angle_blend, entropy_rollback, row_prox
 from efface.numerics.information import code_information, entropy_factor, information_of_counts, normalise
+from efface.numerics.rows import last_index
 from efface.numerics.spectral import (
     Gate,
     Pairs,
@@ -23,8 +28,10 @@ from efface.numerics.spectral import (
     spectral_term,
     target,
 )
+from efface.request import Concept, Request
+from efface.work import Work
 
-from .conftest import Case, absolute, original_weights, relative
+from .conftest import HERE, Case, absolute, original_weights, relative
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,77 @@ def test_masks_drawn_once_instead_of_twice_miss_the_weights(case: Case) -> None:
 def test_projector_of_the_concepts_agrees(case: Case) -> None:
     _, _, shared = inputs(case, Settings.of(case.parameters))
     assert relative(shared.span @ shared.span.T, case.tensors["mid/Pi_C"]) <= case.bound("mid/Pi_C")
+
+
+# --- the method itself ------------------------------------------------------------------------------------------------
+
+
+@cache
+def _tokens(text: str) -> int:
+    """Content tokens of a text."""
+    from transformers import CLIPTokenizer
+
+    return len(CLIPTokenizer.from_pretrained(HERE / "tiny-sd" / "tokenizer")(text).input_ids) - 2
+
+
+def evidence(case: Case) -> tuple[Evidence, Request]:
+    """The case's rows at their places in a window of 24; rows that the method must not look at are NaN-free zeros."""
+    p, rows = case.parameters, {"": torch.zeros(24, 64, dtype=torch.float64)}
+    rows[""][1] = case.tensors["in/empty_vector"]
+    for k, (concept, guide) in enumerate(zip(p["concepts"], p["guides"], strict=True)):
+        for text, block in ((concept, f"in/context_rows/{k}"), (guide.strip(), f"in/guide_rows/{k}")):
+            found = rows.setdefault(text, torch.zeros(24, 64, dtype=torch.float64))
+            start = last_index(_tokens(text))
+            found[start : start + len(case.tensors[block])] = case.tensors[block]
+    assert torch.equal(rows[""][1], case.tensors["in/empty_vector"])
+    texts = {t: Encoded(t, r, _tokens(t) + 2) for t, r in rows.items()}
+    pairs = zip(p["concepts"], p["guides"], strict=True)
+    return Evidence(texts), Request(tuple(Concept(c, "object", g) for c, g in pairs))
+
+
+def method(s: Settings, case: Case) -> ScaPre:
+    large = bool(s.iterations)
+    own: dict[str, Any] = {"form": "large-scale", "decouple": True, "geometry": "rows", "iterations": s.iterations}
+    if not large:
+        own = {"form": "roll-back", "decouple": False, "geometry": "roll-back", "floor": s.floor, "mu": 0.0}
+    elif s.mu is not None:
+        own["mu"] = s.mu
+    values = PRESETS["code"] | own | {
+        "erase_scale": s.eta, "lam": s.lam, "power": s.p, "sigma": s.sigma, "bins": s.bins, "technique": s.technique,
+        "mask": "code" if s.masks else "off", "spectral": s.spectral, "temperature": s.gate.temperature,
+        "spectral_power": s.gate.power, "blend": s.blend, "residual_scale": s.res_scale,
+        "samples": case.parameters["entropy_samples"],
+    }  # fmt: skip
+    return ScaPre(**values)
+
+
+def fed(case: Case, name: str) -> Any:
+    """In place of the method's draws."""
+
+    def draws(_: _Context, site: str, purpose: str, side: str, *size: int) -> Tensor:
+        found = case.tensors[f"in/{name}/" + {"entropy": "entropy_noise", "target": "mi_noise_target"}.get(
+            purpose, "mi_noise_alpha")]  # fmt: skip
+        found = found if purpose == "entropy" else found[:, ["positive", "negative"].index(side)]
+        assert found.shape[1:] == size
+        return found.double()
+
+    return draws
+
+
+@pytest.mark.cases("scapre/s*", "scapre/e*")
+def test_the_method_makes_the_weights_of_the_released_code_from_their_draws(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.11-29."""
+    s, (found, request) = Settings.of(case.parameters), evidence(case)
+    context = _Context(method(s, case), found, request, Work())
+    other = _Context(method(replace(s, eta=1.01 * s.eta), case), found, request, Work())
+    for name, wanted in case.under("out/weight/").items():
+        monkeypatch.setattr(_Context, "_draws", fed(case, name))
+        new, numbers = context.site(original_weights()[name], name)
+        assert relative(new, wanted) <= case.bound("out/weight/*")
+        assert numbers["residual"] <= 1e-9
+        assert relative(other.site(original_weights()[name], name)[0], wanted) > 1e2 * case.bound("out/weight/*")
 
 
 def _calls(case: Case, prefix: str) -> list[tuple[str, dict[str, Any]]]:

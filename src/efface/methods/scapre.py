@@ -1,22 +1,28 @@
 """ScaPre: scalable and precise concept unlearning in closed form.
 
 Deng, Li, Xiao, Hui, Ma, "Forget Many, Forget Right: Scalable and Precise Concept Unlearning in Diffusion Models",
-ICLR 2026, arXiv 2601.06162: spectral trace regulariser, Bures geometry alignment, Informax decoupler. This is its
-large-scale form, as released (preset `code`); what is marked "ours" belongs to the presets `efface` and `world`.
+ICLR 2026, arXiv 2601.06162: spectral trace regulariser, Bures geometry alignment, Informax decoupler. All three forms:
+both released scripts (presets `code` and `roll-back`) and the paper's own equation (`paper`). What is marked "ours"
+belongs to the presets `efface` and `world`.
 """
 
 from __future__ import annotations
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from efface.errors import BadRequest, WrongFile
 from efface.methods import require
 from efface.needs import Needs
 from efface.numerics import geometry, information, spectral
-from efface.numerics.rows import aligned_guide_index, content_to_end, last_row, tail_pairs
+from efface.numerics.effects import effects, power_of_ten, short
+from efface.numerics.rows import content_to_end, last_row, paired_rows
 from efface.patch import Dense, Edit, LowRank, Operator, Patch
+from efface.request import read_lines
 from efface.work import Work, seed_of
 
 if TYPE_CHECKING:
@@ -27,120 +33,218 @@ if TYPE_CHECKING:
 
 __all__ = ["ScaPre"]
 
+SATURATED = 0.95  # above this share of channels at the largest information the mask tells nothing apart
+RESIDUAL_LIMIT = 1e-6
+
+# The large-scale script with its published flags for fifty classes; `code-similar`: for look-alikes and for painters.
 _CODE: dict[str, Any] = {
-    "rows": "tail", "expand": "none", "companions": 0, "guide": "",
-    "anchor": "guide", "balance": False, "erase_scale": 3.0, "lam": 0.5, "keep_scale": 0.0,
-    "mask": "code", "normalise": "zscore", "power": 5.0, "sigma": 0.01, "negatives": "empty", "samples": 20,
-    "target": "mask", "concept_gram": True, "decouple": True, "spectral": False, "temperature": 1.0,
-    "spectral_power": 1.0, "geometry": "rows", "iterations": 1, "bures": 0.0, "mu": "entropy", "relative": False,
+    "form": "large-scale", "projections": "both", "rows": "tail", "expand": "none", "companions": 0, "guide": "",
+    "prompt_file": "", "anchor": "guide", "balance": False, "technique": "replace", "erase_scale": 3.0, "lam": 0.5,
+    "anchored": True, "keep_scale": 0.0, "empty_scale": 0.0, "mask": "code", "normalise": "zscore", "power": 5.0,
+    "sigma": 0.01, "negatives": "empty", "draws": 5, "redraw": True, "samples": 20, "bins": 20, "target": "mask",
+    "concept_gram": True, "decouple": True, "decoupler": "span", "spectral": False, "gate": "code",
+    "temperature": 1.0, "spectral_power": 1.0, "residual_scale": 0.0, "geometry": "rows", "iterations": 1,
+    "bures": 0.0, "truncate": 1e-4, "floor": 0.8, "blend": False, "mu": "entropy", "relative": False,
+}  # fmt: skip
+_ROLL_BACK: dict[str, Any] = _CODE | {  # the roll-back script with its published flags for ten and for fifty classes
+    "form": "roll-back", "erase_scale": 1.0, "power": 2.0, "decouple": False, "geometry": "roll-back", "mu": 0.0,
+}  # fmt: skip
+# The paper's equation. What it leaves open is filled as in the code (lam, draws, guide, anchored); bures 0.3 is ours.
+_PAPER: dict[str, Any] = _CODE | {
+    "form": "paper", "erase_scale": 1.0, "normalise": "max", "power": 1.0, "redraw": False, "target": "full",
+    "concept_gram": False, "decoupler": "rows", "spectral": True, "gate": "paper", "geometry": "bures", "mu": 0.0,
+    "bures": 0.3,
 }  # fmt: skip
 _EFFACE: dict[str, Any] = _CODE | {
     "rows": "content-to-end", "expand": "sentence", "companions": 32,
-    "anchor": "nearest", "balance": True, "erase_scale": 20.0, "lam": 0.05, "keep_scale": 1.0,
-    "mask": "off", "normalise": "unit", "power": 1.0, "sigma": 0.003, "negatives": "keep", "target": "interpolate",
-    "concept_gram": False, "decouple": False, "geometry": "bures", "bures": 0.0, "mu": 0.0, "relative": True,
+    "anchor": "nearest", "balance": True, "erase_scale": 20.0, "lam": 0.05, "keep_scale": 1.0, "empty_scale": 1.0,
+    "mask": "off", "normalise": "unit", "power": 1.0, "sigma": 0.003, "negatives": "keep", "redraw": False,
+    "target": "interpolate", "concept_gram": False, "decouple": False, "geometry": "bures", "mu": 0.0,
+    "relative": True,
 }  # fmt: skip
-PRESETS: dict[str, dict[str, Any]] = {"code": _CODE, "efface": _EFFACE, "world": _EFFACE}
+PRESETS: dict[str, dict[str, Any]] = {
+    "code": _CODE,
+    "code/sensitive": {"erase_scale": 1.0, "mask": "off", "iterations": 2},
+    "code-similar": _CODE | {"erase_scale": 2.0, "power": 8.0, "spectral": True, "samples": 30},
+    "roll-back": _ROLL_BACK,
+    "roll-back/style": {"floor": 0.5, "guide": "art"},
+    "roll-back-similar": _ROLL_BACK | {"floor": 1.0, "spectral": True},
+    "paper": _PAPER,
+    "efface": _EFFACE,
+    "world": _EFFACE,
+}
 
 # Sentences around a concept (ours). The second form is what an empty anchor leaves of it.
 SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
     "style": (("{} style", ""), ("in {} style", ""), ("a picture in {} style", "a picture")),
     "": (("{}", ""), ("a {}", ""), ("a picture of a {}", "")),
 }
+RELEASED: dict[str, tuple[str, ...]] = {  # the released prompt expansion
+    "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
+    "": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
+}
 
 
 @dataclass(frozen=True)
 class ScaPre:
-    """Rows w_i solve `w_i (lam + mu) I + R + G + a_i Pi_C = (lam + mu) w0_i + V_i`, then move back towards w0_i.
+    """Rows w_i solve `w_i ((lam + mu) I + R + G + a_i Pi_C) = (lam + mu) w0_i + V_i`, then move back towards w0_i.
 
-    rows: context rows: "tail" (code), "last", or "content-to-end" paired by role (ours). expand: "none" or "sentence"
-    (ours: short sentences around each name). companions: kept texts that an erased style is taken away from (ours;
-    "a cat in noto style" -> "a cat"). guide: anchor of concepts that name none. anchor: "nearest"
-    (ours) sends objects without an anchor to the closest kept text instead. balance: every concept weighs the same,
-    however many texts it has (ours). erase_scale: eta. lam: ridge.
-    keep_scale: weight of kept texts and the empty text in the equation (ours; 0 is the code's, which ignores them).
-    mask: Informax by "code" draws, "population" limit or "off"; normalise: "zscore" (code), "max" (paper), "unit"
-    (ours); power, sigma, samples as in the code; negatives: "empty" (code) or "keep" (ours). target: "mask" multiplies
-    the target (code), "interpolate" (ours) leaves masked-out channels as they are. concept_gram: add C C^T. decouple:
-    penalise inside span(C). spectral, temperature, spectral_power: the spectral term. geometry: "rows" (code, with
-    iterations), "bures" (full step of length `bures`), "none". mu: a number or "entropy", the code's. relative: lam and
-    sigma are in units of the rows' root mean square norm, squared for lam (ours), so that settings carry over to other
-    text encoders.
+    form: "large-scale", "roll-back" (no mu, the spectral term stands on the right), "paper" (`B W + W A = lam W0 + V`).
+    projections: keys, values or both. rows: context rows: "tail" (code), "last", "content" or "content-to-end", the
+    last two paired by role (ours). expand: "none", the released templates ("code") or "sentence" (ours: short sentences
+    around each name). companions: kept texts that an erased style is taken away from (ours; "a cat in noto style" ->
+    "a cat"). guide: anchor of concepts that name none. prompt_file: complete prompts, one a line, for the one
+    concept of kind sensitive. anchor: "nearest" (ours) sends objects without an anchor to the closest kept text.
+    balance: every concept weighs the same, however many texts it has (ours). technique: guide outputs as they are, or
+    less their part along the concept's own ("tensor"). erase_scale: eta. lam: ridge. anchored: keep `lam W0` on the
+    right; the equation as printed has none. keep_scale, empty_scale: weight of kept texts and of the empty text in the
+    equation (ours; 0 is the code's, which ignores them).
+
+    mask: Informax by "code" draws, by "rowwise" scalar draws, in the "population" limit (both ours) or "off";
+    normalise: "zscore" (code), "max" (paper), "unit" (ours); power, sigma, draws a side; redraw: a second set for the
+    decoupler, as released; negatives: "empty" (code), "keep" or "guide" texts (ours). samples, bins: of the entropy
+    factor. target: "mask" multiplies it (code), "interpolate" (ours) leaves masked-out channels as they are, "full" has
+    no mask, "zero" is the paper's V* = 0. concept_gram: add C C^T. decouple: penalise inside span(C) or, with decoupler
+    "rows", everywhere (paper). spectral, gate, temperature, spectral_power, residual_scale (0: eta): the spectral term.
+
+    geometry: "rows" (code, with iterations), "bures" (full step of length `bures`, singular values below `truncate` of
+    the largest left out), "roll-back" (by entropy, at least `floor` of the edit stays), "none". blend: the released
+    mix of energy and angle. mu: a number or "entropy", the code's. relative: lam and sigma are in units of the rows'
+    root mean square norm, squared for lam (ours), so that settings carry over to other text encoders.
     """
 
-    rows: Literal["tail", "last", "content-to-end"] | None = None
-    expand: Literal["none", "sentence"] | None = None
+    form: Literal["large-scale", "roll-back", "paper"] | None = None
+    projections: Literal["both", "keys", "values"] | None = None
+    rows: Literal["tail", "last", "content", "content-to-end"] | None = None
+    expand: Literal["none", "code", "sentence"] | None = None
     companions: int | None = None
     guide: str | None = None
+    prompt_file: str | None = None
     anchor: Literal["guide", "nearest"] | None = None
     balance: bool | None = None
+    technique: Literal["replace", "tensor"] | None = None
     erase_scale: float | None = None
     lam: float | None = None
+    anchored: bool | None = None
     keep_scale: float | None = None
-    mask: Literal["code", "population", "off"] | None = None
+    empty_scale: float | None = None
+    mask: Literal["code", "rowwise", "population", "off"] | None = None
     normalise: Literal["zscore", "max", "unit"] | None = None
     power: float | None = None
     sigma: float | None = None
-    negatives: Literal["empty", "keep"] | None = None
+    negatives: Literal["empty", "keep", "guide"] | None = None
+    draws: int | None = None
+    redraw: bool | None = None
     samples: int | None = None
-    target: Literal["mask", "interpolate"] | None = None
+    bins: int | None = None
+    target: Literal["mask", "interpolate", "full", "zero"] | None = None
     concept_gram: bool | None = None
     decouple: bool | None = None
+    decoupler: Literal["span", "rows"] | None = None
     spectral: bool | None = None
+    gate: Literal["code", "paper", "shared"] | None = None
     temperature: float | None = None
     spectral_power: float | None = None
-    geometry: Literal["rows", "bures", "none"] | None = None
+    residual_scale: float | None = None
+    geometry: Literal["rows", "bures", "roll-back", "none"] | None = None
     iterations: int | None = None
     bures: float | None = None
+    truncate: float | None = None
+    floor: float | None = None
+    blend: bool | None = None
     mu: float | Literal["entropy"] | None = None
     relative: bool | None = None
 
     def __post_init__(self) -> None:
-        positive = ("erase_scale", "lam", "power", "sigma", "samples", "temperature", "spectral_power", "iterations")
-        require(self, positive, ("keep_scale", "bures", "mu"))
+        positive = ("erase_scale", "lam", "power", "sigma", "draws", "samples", "bins", "temperature", "spectral_power")
+        shares = ("bures", "truncate", "floor")
+        others = ("companions", "keep_scale", "empty_scale", "residual_scale", "mu")
+        require(self, (*positive, "iterations"), (*others, *shares))
+        for field in shares:
+            if (getattr(self, field) or 0) > 1:
+                raise BadRequest(f"setting {field!r} of ScaPre is a share of at most 1, got {getattr(self, field)}")
+        if self.bins == 1:
+            raise BadRequest("setting 'bins' of ScaPre must be at least 2: one bin holds everything")
 
     def ask(self, request: Request, card: Card) -> Needs:
         """The texts of concepts, anchors and kept texts, and the empty text; no pictures, no denoiser."""
+        self._check(request)
         pairs = [t for c in request.concepts for pair in self._pairs(c, request) for t in pair]
         return Needs(texts=tuple(dict.fromkeys(("", *pairs, *self._kept_texts(request)))))
 
+    def _check(self, request: Request) -> None:
+        """Raise BadRequest for settings that contradict each other or the request."""
+        if not self.anchored and self.target == "zero":
+            raise BadRequest("setting 'anchored' is off and 'target' is zero: W = 0 is the only solution; change one")
+        if self.decoupler == "rows" and self.decouple and self.spectral and self.form == "large-scale":
+            raise BadRequest("setting 'decoupler' rows excludes 'spectral' in the large-scale form; set form=paper")
+        for concept in request.concepts:
+            if concept.anchor is None and self.guide in concept.texts:
+                raise BadRequest(f"setting 'guide' is {self.guide!r}, which is to be erased; name another guide")
+        sensitive = sum(c.kind == "sensitive" for c in request.concepts)
+        if sensitive > 1 or (sensitive and not self.prompt_file):
+            raise BadRequest(
+                "kind 'sensitive' expands no template: one concept a request, and its complete prompts come from your "
+                "own file; write --set prompt_file=FILE with one prompt a line"
+            )
+        if self.prompt_file and not sensitive:
+            raise BadRequest("setting 'prompt_file' of ScaPre serves a concept of kind sensitive; the request has none")
+
     def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
         """One operator where nothing depends on the weight, else one change a site, low rank where that is smaller."""
-        context = _Context(self, evidence, self._anchored(request, evidence))
-        sites = model.card.select("cross.k", "cross.v")
+        context = _Context(self, evidence, self._anchored(request, evidence), work)
+        roles = {"both": ("cross.k", "cross.v"), "keys": ("cross.k",), "values": ("cross.v",)}
+        sites = [s.name for s in model.card.select(*roles[self.projections or "both"])]
         if self._one_operator:
-            edit, numbers = _operator(context, model, [s.name for s in sites], work)
+            edit, numbers = _operator(context, model, sites)
             return Patch((edit,), {"numbers": {"shared": context.numbers, "sites": numbers}})
         edits: list[Edit] = []
         numbers = {}
         for site in work.progress(sites, "sites"):
-            weight = model.weight(site.name).double().cpu()  # (o, d)
-            new, numbers[site.name] = context.site(weight, site.name, work)
-            edits.append(_stored(site.name, new - weight))
+            weight = model.weight(site).double().cpu()  # (o, d)
+            new, numbers[site] = context.site(weight, site)
+            edits.append(_stored(site, new - weight))
+            if isinstance(edits[-1], LowRank):
+                numbers[site]["rank"] = edits[-1].up.shape[1]
+        _warn(numbers)
         return Patch(tuple(edits), {"numbers": {"shared": context.numbers, "sites": numbers}})
 
     @property
     def _one_operator(self) -> bool:
         """Without masks, entropy and geometry step nothing depends on the weight: `W' = W (I + S)` at every site."""
-        still = self.geometry == "none" or (self.geometry == "bures" and not self.bures)
-        return self.mask == "off" and still and self.mu != "entropy"
+        still = {"none": True, "rows": False, "bures": not self.bures, "roll-back": self.floor == 1}
+        linear = self.technique == "replace" and not self.blend and self.mu != "entropy"
+        return self.mask == "off" and linear and still[self.geometry or "none"]
+
+    @property
+    def _entropies(self) -> bool:
+        """Whether the entropy factor of the rows is looked at."""
+        return self.mu == "entropy" or bool(self.blend) or (self.geometry == "roll-back" and self.floor != 1)
 
     def _pairs(self, concept: Concept, request: Request) -> list[tuple[str, str]]:
         """(text, anchor text) of a concept, its synonyms and the sentences around them."""
         anchor = self.guide or "" if concept.anchor is None else concept.anchor
+        if concept.kind == "sensitive":
+            if lines := read_lines(self.prompt_file or ""):
+                return [(line, anchor) for line in lines]
+            raise BadRequest(f"setting 'prompt_file' of ScaPre: {self.prompt_file} holds no prompt; write one a line")
         pairs = [(text, anchor) for text in concept.texts]
-        if self.expand != "sentence":
+        if self.expand == "none":
             return pairs
         style = concept.kind == "style"
-        for text in concept.texts:
-            name = text.removesuffix(" style") if style else text
+        names = [text.removesuffix(" style") if style else text for text in concept.texts]
+        if self.expand == "code":
+            forms = RELEASED["style" if style else ""]
+            # an empty anchor stays the empty text: "image of" alone would itself be a concept
+            return pairs + [(f.format(n), f.format(anchor) if anchor else "") for n in names for f in forms]
+        for name in names:
             for form, bare in SENTENCES["style" if style else ""][1:]:
                 pairs.append((form.format(name), form.format(anchor) if anchor else bare))
         if not style or not self.companions or not request.kept_texts:
             return pairs
         # taken away from things that stay, a style leaves them as they are; alone it would take them along
-        names = [text.removesuffix(" style") for text in concept.texts]
-        kept = _spread(request.kept_texts, self.companions)
+        every = len(request.kept_texts)
+        kept = [request.kept_texts[i * every // n] for n in [min(self.companions, every)] for i in range(n)]
         new = f"a {{}} in {anchor} style" if anchor else "a {}"
         return [(f"a {k} in {n} style", new.format(k)) for n in names for k in kept]
 
@@ -151,7 +255,7 @@ class ScaPre:
         kept = torch.stack([_meaning(evidence.text(text)) for text in request.kept_texts])  # (k, d)
 
         def settled(concept: Concept) -> Concept:
-            if concept.kind == "style" or concept.anchor is not None:
+            if concept.kind in ("style", "sensitive") or concept.anchor is not None:
                 return concept
             closest = int((kept @ _meaning(evidence.text(concept.name))).argmax())
             return replace(concept, anchor=request.kept_texts[closest])
@@ -167,111 +271,155 @@ class ScaPre:
 class _Context:
     """What all sites share: rows, concept vectors, the factorisation, negatives. One text stream."""
 
-    def __init__(self, method: ScaPre, evidence: Evidence, request: Request) -> None:
-        self.method = method
+    def __init__(self, method: ScaPre, evidence: Evidence, request: Request, work: Work) -> None:
+        self.method, self.seed = method, work.seed
         self.names: list[str] = []
-        blocks, guides, firsts = [], [], []
+        blocks, guides, firsts, neutral = [], [], [], []
         for concept in request.concepts:
             pairs = method._pairs(concept, request)
             weight = (1 / len(pairs)) ** 0.5 if method.balance else 1.0
             for text, anchor in pairs:
-                x, g = _paired(method.rows, evidence.text(text), evidence.text(anchor))
+                own, other = _finite(evidence.text(text)), _finite(evidence.text(anchor))
+                x, g, goal = paired_rows(method.rows or "tail", own.rows, own.count - 2, other.rows, other.count - 2)
+                if torch.equal(x, g):
+                    raise BadRequest(f"anchor {anchor!r} means the same as {text!r} to this model; name another anchor")
                 blocks.append(weight * x.double())
                 guides.append(weight * g.double())
-                firsts.append(last_row(evidence.text(text).rows, evidence.text(text).count - 2)[0])
+                firsts.append((last_row(own.rows, own.count - 2)[0], goal))
+                neutral.append(last_row(other.rows, other.count - 2) if anchor else other.rows[1:2])
                 self.names.append(text)
         self.pairs = spectral.pair_rows(blocks, guides)
-        self.concepts = torch.stack(firsts).double()  # (m, d)
-        kept = [evidence.text(t) for t in method._kept_texts(request)]
-        self.kept = torch.cat([content_to_end(e.rows) for e in kept]).double() if method.keep_scale else None
-        self.empty = evidence.text("").rows[1].double()  # EOS of the empty text
+        self.concepts, self.goals = (torch.stack(v).double() for v in zip(*firsts, strict=True))  # (m, d)
+        self.empty = evidence.text("").rows.double()  # (L, d)
+        kept = [_finite(evidence.text(t)) for t in method._kept_texts(request)]
+        weighed = [(content_to_end(e.rows), (method.keep_scale if e.text else method.empty_scale) or 0.0) for e in kept]
+        weighed = [k for k in weighed if k[1]]
+        self.kept = spectral.weighted(weighed) if weighed else None  # (n, d) and (n,)
         named = [last_row(e.rows, e.count - 2)[0].double() for e in kept if e.text]
-        self.neutral = torch.stack(named) if method.negatives == "keep" and named else self.empty
+        self.neutral = torch.stack(named) if method.negatives == "keep" and named else self.empty[1]  # EOS
+        if method.negatives == "guide":
+            self.neutral = torch.stack(neutral).double()  # (m, 1, d)
         scale = float(self.concepts.square().sum(1).mean().sqrt()) if method.relative else 1.0
         self.lam, self.sigma = float(method.lam or 0.0) * scale**2, float(method.sigma or 0.0) * scale
+        self.eta = float(method.erase_scale or 0.0)
+        self.gate = spectral.Gate(method.temperature or 1.0, method.spectral_power or 1.0, method.gate or "code")
         self._factor()
+        self.looked_at = (self.concepts, self.goals, self.empty)
+        self.probe = torch.randn(self.empty.shape[1], 2, generator=work.rng("residual"), dtype=torch.float64)
 
     def _factor(self) -> None:
-        m, stacked = self.method, self.pairs.stacked()
-        rows = [(stacked, float(m.erase_scale or 0.0))]
+        m, kept = self.method, len(self.kept[0]) if self.kept else 0
+        blocks: list[tuple[torch.Tensor, float | torch.Tensor]] = [(self.pairs.stacked(), self.eta)]
         if m.concept_gram:
-            rows.append((self.concepts, 1.0))
-        if self.kept is not None:
-            rows.append((self.kept, float(m.keep_scale or 0.0)))
-        weights = torch.cat([torch.full((len(r),), w, dtype=torch.float64) for r, w in rows])
-        gate = spectral.Gate(m.temperature or 1.0, m.spectral_power or 1.0) if m.spectral else None
-        self.shared = spectral.shared_factor(torch.cat([r for r, _ in rows]), weights, self.lam, self.concepts, gate)
-        self.kept_gram = None if self.kept is None else float(m.keep_scale or 0.0) * self.kept.T @ self.kept
-        values = self.shared.values
-        self.numbers = {
-            "condition": float(f"{float(values.max() / values.min()):.6g}"),
-            "concepts": len(self.concepts),
-            "rows": len(stacked),
-            "kept_rows": 0 if self.kept is None else len(self.kept),
-        }
+            blocks.append((self.concepts, 1.0))
+        self.kept_gram = None
+        if self.kept:
+            blocks.append(self.kept)
+            self.kept_gram = (self.kept[1][:, None] * self.kept[0]).T @ self.kept[0]  # (d, d)
+        if m.spectral and m.form == "paper":  # R has no mu there and is one more Gram matrix
+            directions, penalty = spectral.penalised(self.concepts, self.gate)
+            blocks.append((directions.T, penalty))
+        gate = self.gate if m.spectral and m.form == "large-scale" else None
+        self.shared = spectral.shared_factor(*spectral.weighted(blocks), self.lam, self.concepts, gate)
+        sizes = {"concepts": len(self.concepts), "rows": len(blocks[0][0]), "kept_rows": kept}
+        self.numbers = self._system(0.0) | sizes
 
-    def site(self, weight: torch.Tensor, name: str, work: Work) -> tuple[torch.Tensor, dict[str, float]]:
+    def _system(self, mu: float) -> dict[str, float]:
+        return {"condition": short(self.shared.condition(mu)), "effective_rank": short(self.shared.effective_rank(mu))}
+
+    def site(self, weight: torch.Tensor, name: str) -> tuple[torch.Tensor, dict[str, float]]:
         """The edited weight (o, d) of one site and its numbers."""
-        m = self.method
-        mu = float(m.mu or 0.0) if m.mu != "entropy" else self._entropy_mu(weight, name, work)
-        masks, saturation = self._masks(weight, name, "target", work)  # (o, m)
-        eta = float(m.erase_scale or 0.0)
-        target = spectral.target(weight, self.pairs, masks, eta, interpolate=m.target == "interpolate")
-        pull = None
+        m, entropy = self.method, None
+        if m._entropies:
+            draws = self._draws(name, "entropy", "", m.samples or 20, weight.shape[1])
+            entropy = information.entropy_factor(weight, self.concepts, draws, self.sigma, m.bins or 20)  # (o,)
+        mu = float((1 - entropy).clamp(0, 1).mean()) if entropy is not None and m.mu == "entropy" else float(m.mu or 0)
+        masks, found = self._masks(weight, name, "target")  # (o, m)
+        V, anchor = self._target(weight, masks), (self.lam + mu) * bool(m.anchored)
+        right = spectral.right_side(weight, V, anchor, self.kept_gram)
+        strength, pull = mu, None
         if m.decouple:
             # The released code draws these masks a second time, independently of the target's.
-            pull = eta * self._masks(weight, name, "decouple", work)[0].amax(1)
-        solved = spectral.solve_site(weight, self.shared, target, mu, pull, self.kept_gram)
-        new = self._geometry(solved, weight, mu)
-        return new, self.sanity(weight, new) | {"mu": round(mu, 6), "saturation": round(saturation, 4)}
+            again = self._masks(weight, name, "decouple")[0] if m.redraw else masks
+            pull = self.eta * again.amax(1)  # (o,)
+            if m.decoupler == "rows":
+                strength, pull = mu + pull[:, None], None
+        solved = self.shared.solve(right, strength, pull)
+        residual = self.shared.residual(solved, right, strength, pull, self.probe)
+        if not residual < RESIDUAL_LIMIT:
+            raise BadRequest(f"the equation at {name or 'all sites'} is solved to {residual:.0e} only; raise lam")
+        new = self._geometry(solved, weight, mu, entropy)
+        numbers = {
+            "mu": round(mu, 6), "residual": power_of_ten(residual),
+            "saturation": round(information.saturation(found), 4) if found is not None else 0.0,
+            "information_values": 0 if found is None else len(found.unique(sorted=False)),
+        }  # fmt: skip
+        return new, effects(new, weight, *self.looked_at) | numbers | self._system(mu)
 
-    def _masks(self, weight: torch.Tensor, site: str, purpose: str, work: Work) -> tuple[torch.Tensor, float]:
-        m = self.method
+    def _target(self, weight: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """V (o, d)."""
+        m, V = self.method, torch.zeros_like(weight)
+        if m.target != "zero":
+            masks = torch.ones_like(masks) if m.target == "full" else masks
+            how = {"technique": m.technique or "replace", "interpolate": m.target == "interpolate"}
+            try:
+                V = spectral.target(weight, self.pairs, masks, self.eta, **how)
+            except ValueError as error:
+                raise BadRequest(str(error)) from None
+        if m.spectral and m.form == "roll-back":
+            V = V - (m.residual_scale or self.eta) * spectral.residual_term(weight, self.concepts, self.gate)
+        return V
+
+    def _masks(self, weight: torch.Tensor, site: str, purpose: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Informax masks (o, m) and the information (o, m) that they come from."""
+        m, draws, rowwise = self.method, None, self.method.mask == "rowwise"
         if m.mask == "off":
-            return torch.ones(len(weight), len(self.concepts), dtype=torch.float64), 0.0
-        if m.mask == "population":
-            found = information.population_information(weight, self.concepts, self.neutral, self.sigma)
-        else:
-            draws = [self._draws(site, purpose, side, 5, work) for side in ("positive", "negative")]
-            neutral = self.neutral if self.neutral.ndim == 1 else _round_robin(self.neutral, 5)
-            found = information.code_information(weight, self.concepts, neutral, draws[0], draws[1], self.sigma)
-        how, power = m.normalise or "zscore", m.power or 1.0
-        return information.normalise(found, how, power=power), information.saturation(found)
+            return torch.ones(len(weight), len(self.concepts), dtype=torch.float64), None
+        if m.mask != "population":
+            size = (len(weight), m.draws or 5) if rowwise else (m.draws or 5, weight.shape[1])
+            draws = [self._draws(site, purpose, side, *size) for side in ("positive", "negative")]
+        found = information.information(weight, self.concepts, self.neutral, self.sigma, draws, rowwise=rowwise)
+        return information.normalise(found, m.normalise or "zscore", power=m.power or 1.0), found
 
-    def _entropy_mu(self, weight: torch.Tensor, site: str, work: Work) -> float:
-        """Mean over rows of what the entropy factor leaves."""
-        m = self.method
-        draws = self._draws(site, "entropy", "", m.samples or 20, work)
-        spread = information.entropy_factor(weight, self.concepts, draws, self.sigma, 20)
-        return float((1 - spread).clamp(0, 1).mean())
+    def _draws(self, site: str, purpose: str, side: str, *size: int) -> torch.Tensor:
+        """Standard normal (m, *size), keyed by site, concept and purpose: the order of concepts does not matter."""
+        n = min(len(self.names), torch.get_num_threads())
+        out = torch.empty(len(self.names), *size, dtype=torch.float64)
 
-    def _draws(self, site: str, purpose: str, side: str, n: int, work: Work) -> torch.Tensor:
-        """Standard normal (m, n, d), keyed by site, concept and purpose: order and subset of concepts do not matter."""
-        d = self.concepts.shape[1]
-        made = []
-        for concept in self.names:
-            generator = torch.Generator().manual_seed(seed_of(work.seed, site, concept, purpose, side))
-            made.append(torch.randn(n, d, generator=generator, dtype=torch.float64))
-        return torch.stack(made)
+        def fill(first: int) -> None:
+            for line, name in zip(out[first::n], self.names[first::n], strict=True):
+                line.normal_(generator=torch.Generator().manual_seed(seed_of(self.seed, site, name, purpose, side)))
 
-    def _geometry(self, new: torch.Tensor, weight: torch.Tensor, mu: float) -> torch.Tensor:
+        with ThreadPoolExecutor(n) as pool:  # a generator runs on one core, and drawing is much of the whole edit
+            list(pool.map(fill, range(n)))
+        return out
+
+    def _geometry(self, new: torch.Tensor, weight: torch.Tensor, mu: float, e: torch.Tensor | None) -> torch.Tensor:
         m = self.method
         if m.geometry == "rows":
             p, q = geometry.row_prox(new, weight, self.lam + mu, mu, m.iterations or 1)
-            return geometry.combine(p, new, q, weight)
-        if m.geometry == "bures" and m.bures:
-            return geometry.bures_step(new, weight, m.bures)
-        return new
+            new = geometry.combine(p, new, q, weight)
+        elif m.geometry == "bures" and m.bures:
+            new = geometry.bures_step(new, weight, m.bures, m.truncate or 0.0)
+        elif m.geometry == "roll-back" and e is not None:
+            new = geometry.entropy_rollback(new, weight, e, m.floor or 0.0)
+        return geometry.energy_angle_blend(new, weight, (1 - e).clamp(0, 1)) if m.blend and e is not None else new
 
-    def sanity(self, weight: torch.Tensor, new: torch.Tensor) -> dict[str, float]:
-        """What is left of the concepts' outputs, and how far the empty text's moved."""
-        left = (self.concepts @ new.T).norm() / (self.concepts @ weight.T).norm()
-        moved = (self.empty @ (new - weight).T).norm() / (self.empty @ weight.T).norm()
-        change = (new - weight).norm() / weight.norm()
-        return {
-            k: float(f"{float(v):.6g}")
-            for k, v in (("concept_output", left), ("empty_text_change", moved), ("relative_change", change))
-        }
+
+def _finite(encoded: Encoded) -> Encoded:
+    if not bool(encoded.rows.isfinite().all()):
+        raise WrongFile(f"the text encoder makes NaN or infinity of {encoded.text!r}; use an undamaged copy")
+    return encoded
+
+
+def _warn(numbers: dict[str, dict[str, float]]) -> None:
+    """Say so where the masks tell no channels apart."""
+    share = sum(n["saturation"] for n in numbers.values()) / len(numbers)
+    if share > SATURATED:
+        from efface.run import EffaceWarning
+
+        text = f"{share:.1%} of the Informax masks are saturated, so power acts as one factor for all; raise sigma"
+        warnings.warn(text, EffaceWarning, stacklevel=3)
 
 
 def _meaning(encoded: Encoded) -> torch.Tensor:
@@ -280,38 +428,15 @@ def _meaning(encoded: Encoded) -> torch.Tensor:
     return torch.nn.functional.normalize(row.double(), dim=0)
 
 
-def _spread(texts: tuple[str, ...], n: int) -> tuple[str, ...]:
-    """At most n of the texts, evenly spread over the list."""
-    n = min(n, len(texts))
-    return tuple(texts[i * len(texts) // n] for i in range(n))
-
-
-def _paired(rows: str | None, concept: Encoded, anchor: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
-    """Context rows (T, d) and guide rows (T, d) of one text."""
-    if rows == "last":
-        return last_row(concept.rows, concept.count - 2), last_row(anchor.rows, anchor.count - 2)
-    if rows == "tail":
-        return tail_pairs(concept.rows, concept.count - 2, anchor.rows, anchor.count - 2)
-    index = aligned_guide_index(len(concept.rows), concept.count - 2, anchor.count - 2)
-    return content_to_end(concept.rows), anchor.rows[index]
-
-
-def _round_robin(rows: torch.Tensor, n: int) -> torch.Tensor:
-    """n rows (n, d), the given ones in turn."""
-    return rows[torch.arange(n) % len(rows)]
-
-
-def _operator(
-    context: _Context, model: Model, sites: list[str], work: Work
-) -> tuple[Edit, dict[str, dict[str, float]]]:
+def _operator(context: _Context, model: Model, sites: list[str]) -> tuple[Edit, dict[str, dict[str, float]]]:
     """The edit of the identity matrix is I + S; one S serves every site."""
     stream = model.card.streams[0]
     unit = torch.eye(stream.width, dtype=torch.float64)
-    new, shared = context.site(unit, "", work)
+    new, shared = context.site(unit, "")
     numbers = {}
     for site in sites:
         weight = model.weight(site).double().cpu()  # (o, d)
-        numbers[site] = shared | context.sanity(weight, weight @ new)
+        numbers[site] = shared | effects(weight @ new, weight, *context.looked_at)
     found = spectral.low_rank(new - unit, 1e-6)
     left, right = (new - unit, unit) if found is None else (found[0], found[1].T)
     return Operator(stream.name, left.float().contiguous(), right.float().contiguous(), tuple(sites)), numbers

@@ -19,6 +19,7 @@ __all__ = [
     "content_to_end",
     "last_index",
     "last_row",
+    "paired_rows",
     "tail_pairs",
 ]
 
@@ -80,3 +81,21 @@ def aligned_guide_index(length: int, content: int, guide_content: int) -> Tensor
     as_content = row.clamp(max=guide_content) if guide_content else torch.ones_like(row)
     as_tail = (row - content + guide_content).clamp(1, length - 1)
     return torch.where(row <= content, as_content, as_tail)
+
+
+def paired_rows(kind: str, concept: Tensor, content: int, guide: Tensor, guide_content: int) -> tuple[Tensor, ...]:
+    """Context rows (T, d) and guide rows (T, d), and the guide row (d,) of the last content token; texts (L, d).
+
+    kind: "last", "tail" (`tail_pairs`), "content" or "content-to-end" (both by `aligned_guide_index`).
+    """
+    if kind == "last":
+        x, g = last_row(concept, content), last_row(guide, guide_content)
+        return x, g, g[0]
+    if kind == "tail":
+        x, g = tail_pairs(concept, content, guide, guide_content)
+        return x, g, g[0]
+    if kind not in ("content", "content-to-end"):
+        raise ValueError(f"rows must be last, tail, content or content-to-end, not {kind!r}")
+    g = guide[aligned_guide_index(len(concept), content, guide_content)]  # (L - 1, d)
+    size = content if kind == "content" else len(g)
+    return content_to_end(concept)[:size], g[:size], g[content - 1]

@@ -30,12 +30,16 @@ __all__ = [
     "gate_values",
     "low_rank",
     "pair_rows",
+    "penalised",
     "penalties",
     "residual_concepts",
+    "residual_term",
+    "right_side",
     "shared_factor",
     "solve_site",
     "spectral_term",
     "target",
+    "weighted",
 ]
 
 
@@ -72,7 +76,7 @@ def penalties(s: Tensor, gate: Gate) -> Tensor:
     raise ValueError(f"gate must be code, shared or paper, not {gate.kind!r}")
 
 
-def _penalised(concepts: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
+def penalised(concepts: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
     """Directions (d, r) and penalties (r,); directions of zero length are arbitrary and left out."""
     U, s = concept_directions(concepts)
     real = s > 1e-12 * s[0]
@@ -81,7 +85,7 @@ def _penalised(concepts: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
 
 def spectral_term(concepts: Tensor, strength: float, gate: Gate) -> Tensor:
     """R = U diag(strength penalties) U^T, (d, d)."""
-    U, weight = _penalised(concepts, gate)
+    U, weight = penalised(concepts, gate)
     return (U * (strength * weight)) @ U.T
 
 
@@ -92,6 +96,12 @@ def residual_concepts(concepts: Tensor, gate: Gate) -> Tensor:
     return c - ((c @ U) * gate_values(s, gate)) @ U.T
 
 
+def residual_term(W0: Tensor, concepts: Tensor, gate: Gate) -> Tensor:
+    """`W0 C_res C_res^T` (o, d), which the roll-back form takes off its right side."""
+    C_res = residual_concepts(concepts, gate)  # (m, d)
+    return (W0 @ C_res.T) @ C_res
+
+
 @dataclass(frozen=True)
 class Shared:
     """What all sites of a stream have in common."""
@@ -100,6 +110,9 @@ class Shared:
     vectors: Tensor  # (d, d) K
     span: Tensor  # (d, r) Uh, Pi_C = Uh Uh^T
     lam: float
+    gram: Tensor  # (d, d) G0
+    directions: Tensor  # (d, r) U of H
+    penalty: Tensor  # (r,) pen of H
 
     def solve(self, B: Tensor, mu: float | Tensor = 0.0, a: Tensor | None = None) -> Tensor:
         """Rows w_i with `w_i (G0 + mu H + a_i Pi_C) = b_i`, (o, d).
@@ -118,6 +131,36 @@ class Shared:
         J, a = F @ Y, a[:, None]
         return bare - ((B @ J) * (a / (1 + a * kap))) @ J.T
 
+    def residual(
+        self, W: Tensor, B: Tensor, mu: float | Tensor = 0.0, a: Tensor | None = None, probe: Tensor | None = None
+    ) -> float:
+        """`|W M - B| / |B|` over all rows, W and B (o, d), from the matrices themselves and not from their factor.
+
+        probe (d, p): a look through p random directions instead of all, at p/d of the cost.
+        """
+        Z = torch.eye(len(self.gram), dtype=W.dtype) if probe is None else probe
+        HZ = Z + self.directions @ (self.penalty[:, None] * (self.directions.T @ Z))
+        wanted = B @ Z  # (o, p)
+        missed = W @ (self.gram @ Z) + mu * (W @ HZ) - wanted
+        if a is not None:
+            missed = missed + a[:, None] * (W @ (self.span @ (self.span.T @ Z)))
+        scale = float(torch.linalg.norm(wanted))
+        return float(torch.linalg.norm(missed)) / scale if scale else 0.0
+
+    def condition(self, mu: float = 0.0) -> float:
+        """Condition number of the shared matrix at this mu, measured in H."""
+        return float((self.values.max() + mu) / (self.values.min() + mu))
+
+    def effective_rank(self, mu: float = 0.0) -> float:
+        """How many directions the rows decide and not the ridge: `sum_j (L_j - lam) / (L_j + mu)`."""
+        return float(((self.values - self.lam).clamp(min=0) / (self.values + mu)).sum())
+
+
+def weighted(blocks: Sequence[tuple[Tensor, float | Tensor]]) -> tuple[Tensor, Tensor]:
+    """Blocks of rows (n_b, d) with one weight each, or one a row, as rows (n, d) and weights (n,)."""
+    weights = [torch.as_tensor(w, dtype=torch.float64).expand(len(rows)) for rows, w in blocks]
+    return torch.cat([rows.double() for rows, _ in blocks]), torch.cat(weights)
+
 
 def shared_factor(rows: Tensor, weights: Tensor, lam: float, concepts: Tensor, gate: Gate | None = None) -> Shared:
     """Factor of all `G0 + mu H`: rows (n, d), weights (n,) make G0; concepts (m, d) span Pi_C and H."""
@@ -127,13 +170,15 @@ def shared_factor(rows: Tensor, weights: Tensor, lam: float, concepts: Tensor, g
     G0 = X.T @ (weights.double()[:, None] * X)  # (d, d)
     G0.diagonal().add_(lam)
     U, s = concept_directions(C)
-    half = None
+    half, whole = None, G0
+    D, weight = U[:, :0], s[:0]
     if gate is not None:
-        D, weight = _penalised(C, gate)
+        D, weight = penalised(C, gate)
         half = torch.eye(len(G0), dtype=G0.dtype, device=G0.device) + (D * ((1 + weight).rsqrt() - 1)) @ D.T
         G0 = half @ G0 @ half
     values, Q = torch.linalg.eigh((G0 + G0.T) / 2)
-    return Shared(values, Q if half is None else half @ Q, U * (s / (s**2 + 1e-8).sqrt()), lam)
+    span = U * (s / (s**2 + 1e-8).sqrt())
+    return Shared(values, Q if half is None else half @ Q, span, lam, whole, D, weight)
 
 
 @dataclass(frozen=True)
@@ -193,7 +238,8 @@ def target(
         own = own - masks * _gammas(W0, pairs)
     if interpolate:
         own = own + (1 - masks)
-    for k, X in enumerate(pairs.context if technique == "tensor" or interpolate else ()):
+    for k in own.any(0).nonzero().flatten().tolist():
+        X = pairs.context[k]
         V += own[:, k, None] * ((W0 @ X.T) @ X)
     return eta * V
 
@@ -205,10 +251,13 @@ def _guided(W0: Tensor, pairs: Pairs, masks: Tensor) -> Tensor:
     V = torch.zeros_like(W0)
     for g, Y in enumerate(outputs):
         of_g = [k for k, w in enumerate(pairs.which) if w == g]
-        V += Y @ torch.einsum("k,ktd->td", common[of_g], pairs.context[of_g])
-    for k, g in enumerate(pairs.which):
-        off = (masks[:, k] != common[k]).nonzero().squeeze(1)  # a few rows in a hundred when masks saturate
-        V[off] += (masks[off, k] - common[k])[:, None] * (outputs[g][off] @ pairs.context[k])
+        context = pairs.context if len(of_g) == len(common) else pairs.context[of_g]  # one guide for all: no copy
+        V += Y @ torch.einsum("k,ktd->td", common[of_g], context)
+    off = (masks - common).T.contiguous()  # (m, o), zero but for a few pairs in a hundred when masks saturate
+    rows = off.nonzero()[:, 1].split((off != 0).sum(1).tolist())  # of each concept
+    for g, r, change, X in zip(pairs.which, rows, off, pairs.context, strict=True):
+        if len(r):
+            V.index_add_(0, r, change[r, None] * (outputs[g][r] @ X))
     return V
 
 
@@ -220,6 +269,12 @@ def _gammas(W0: Tensor, pairs: Pairs) -> Tensor:
     guided = (pairs.guide[list(pairs.which)] * real) @ W0.T
     group = torch.arange(m, device=W0.device).repeat_interleave(T)
     return tensor_targets(own.flatten(0, 1), guided.flatten(0, 1), group)[1]
+
+
+def right_side(W0: Tensor, V: Tensor, strength: float, kept: Tensor | None = None) -> Tensor:
+    """b_i (o, d): `strength w0_i + V_i`, and `w0_i kept` for the Gram matrix (d, d) of rows that keep their outputs."""
+    B = strength * W0 + V
+    return B if kept is None else B + W0 @ kept
 
 
 def solve_site(
@@ -234,15 +289,14 @@ def solve_site(
 
     `kept` (d, d) is the Gram matrix of rows that shall keep their outputs; it must be part of `shared` too.
     """
-    B = (shared.lam + mu) * W0 + V
-    if kept is not None:
-        B = B + W0 @ kept
-    return shared.solve(B, mu, a)
+    return shared.solve(right_side(W0, V, shared.lam + mu, kept), mu, a)
 
 
 def low_rank(delta: Tensor, tol: float) -> tuple[Tensor, Tensor] | None:
     """up (o, r), down (r, d), `|delta - up down|_F <= tol |delta|_F`; None where that saves no space."""
     o, d = delta.shape
+    if _too_many_directions(delta.double(), tol):
+        return None
     U, s, Vt = torch.linalg.svd(delta.double(), full_matrices=False)
     tail = s.square().flip(0).cumsum(0).flip(0).sqrt()  # (k,) tail[r] is the error of rank r
     rank = int((tail > tol * tail[0]).sum())
@@ -250,3 +304,16 @@ def low_rank(delta: Tensor, tol: float) -> tuple[Tensor, Tensor] | None:
         return None
     root = s[:rank].sqrt()
     return U[:, :rank] * root, root[:, None] * Vt[:rank]
+
+
+def _too_many_directions(delta: Tensor, tol: float) -> bool:
+    """True if a few columns alone prove that a low rank saves no space; False where only an SVD can tell.
+
+    With R columns X, s_R(delta) >= s_R(X), and X^T X - t^2 I has a Cholesky factor only if s_R(X) > t.
+    """
+    o, d = delta.shape
+    R = -(-o * d // (o + d))  # from this rank on
+    X = delta[:, torch.arange(R) * d // R]  # (o, R), spread over the text's dimensions
+    gram = X.T @ X
+    gram.diagonal().sub_((2 * tol) ** 2 * delta.square().sum())  # twice: room for rounding
+    return int(torch.linalg.cholesky_ex(gram)[1]) == 0
