@@ -1,12 +1,14 @@
 """Evidence: what came back for a method's needs. Gathered once, cached on disk, shared by methods.
 
-Texts are encoded once. Statistics are taken while the prompt groups are drawn: one file a (group, site, step), named
-by everything that can change it, memory-mapped when read. Another threshold needs no sampling.
+Texts are encoded once. Statistics are taken while the prompt groups are drawn: one file a (group, site, step), or one
+a (group, site) where they are folded over the steps, named by everything that can change it, memory-mapped when read.
+Another threshold needs no sampling. Sampling stops after the last step that is looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from efface.errors import BadRequest
+from efface.errors import BadRequest, WrongFile
 from efface.needs import Needs, PromptGroup, State, Statistics
 from efface.store import key_of, write_bytes
 from efface.work import Work, cache_folder
@@ -27,28 +29,36 @@ if TYPE_CHECKING:
 __all__ = ["Evidence", "gather"]
 
 
+Key = tuple[str, str, str, int]
+"""(name of the statistics, group, site, step)"""
+FOLDED = -1  # the step of a state that is folded over all of them
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """texts: encoded, by text. files: where the state of a (reducer, group, site, step) lies."""
+    """texts: encoded, by text. files: where the state of a (statistics, group, site, step) lies."""
 
     texts: dict[str, Encoded] = field(default_factory=dict)
-    files: dict[tuple[str, str, str, int], Path] = field(default_factory=dict)
+    files: dict[Key, Path] = field(default_factory=dict)
 
     def text(self, text: str) -> Encoded:
         if text not in self.texts:
             raise BadRequest(f"the text {text!r} was not asked for; a method lists it in its needs")
         return self.texts[text]
 
-    def state(self, statistics: Statistics, group: str, site: str, step: int) -> State:
-        """What the reducer made of one group, site and step; memory-mapped."""
-        return _read(self.files[repr(statistics.reducer), group, site, step])
+    def state(self, statistics: Statistics, group: str, site: str, step: int = FOLDED) -> State:
+        """What the reducer made of one group, site and step, or the fold of all steps; memory-mapped."""
+        return _read(self.files[statistics.name, group, site, step])
 
 
 def gather(model: Model, needs: Needs, work: Work, cache: Path | None = None) -> Evidence:
-    """Encode, draw and sum up whatever is not in the cache yet. The model is as before afterwards."""
+    """Encode, draw and sum up whatever is not in the cache yet. The model is as before afterwards.
+
+    Raises WrongFile for statistics that are not finite, BadRequest for a step that the sampler does not reach.
+    """
     texts = {e.text: e for e in model.encode(needs.texts, needs.rows)} if needs.texts else {}
     folder = (cache or cache_folder()) / "evidence"
-    files: dict[tuple[str, str, str, int], Path] = {}
+    files: dict[Key, Path] = {}
     for statistics in needs.statistics:
         for name in statistics.groups:
             files |= _group(model, needs, statistics, needs.group(name), folder, files, work)
@@ -61,9 +71,9 @@ def _group(
     statistics: Statistics,
     group: PromptGroup,
     folder: Path,
-    known: dict[tuple[str, str, str, int], Path],
+    known: dict[Key, Path],
     work: Work,
-) -> dict[tuple[str, str, str, int], Path]:
+) -> dict[Key, Path]:
     """Files of one group: those that exist are used, the others are made in one pass over its prompts."""
     steps = model.card.steps if needs.steps is None else needs.steps
     guidance = model.card.guidance if needs.guidance is None else needs.guidance
@@ -75,23 +85,23 @@ def _group(
         steps=steps,
         guidance=guidance,
         dtype=str(model.dtype),
-        reducer=repr(statistics.reducer),
+        reducer=statistics.name,
         reads=_read_key(statistics, known),
     )
-    reducer = repr(statistics.reducer)
+    kept = (FOLDED,) if statistics.fold else statistics.steps
     files = {
-        (reducer, group.name, site, step): folder / about / f"{step:04d}-{site}.safetensors"
+        (statistics.name, group.name, site, step): folder
+        / about
+        / f"{'all' if step == FOLDED else f'{step:04d}'}-{site}.safetensors"
         for site in statistics.sites
-        for step in statistics.steps
+        for step in kept
     }
     if missing := {k: f for k, f in files.items() if not f.exists()}:
-        sites = sorted({k[2] for k in missing})
-        recorder = _Recorder(model, statistics, missing, _earlier(statistics, known))
-        recorder.draw(sites, group, steps, guidance, work)
+        _Recorder(model, statistics, missing, known).draw(group, steps, guidance, work)
     return files
 
 
-def _read_key(statistics: Statistics, known: dict[tuple[str, str, str, int], Path]) -> str:
+def _read_key(statistics: Statistics, known: dict[Key, Path]) -> str:
     if not statistics.reads:
         return ""
     folders = {f.parent.name for (_, g, _, _), f in known.items() if g == statistics.reads}
@@ -100,74 +110,108 @@ def _read_key(statistics: Statistics, known: dict[tuple[str, str, str, int], Pat
     return "+".join(sorted(folders))
 
 
-def _earlier(
-    statistics: Statistics, known: dict[tuple[str, str, str, int], Path]
-) -> Callable[[str, int], State | None]:
-    """The finished state of the group that is read, at a site and step."""
-    by_place = {(s, t): f for (_, g, s, t), f in known.items() if g == statistics.reads}
-    return lambda site, step: _read(by_place[site, step]) if (site, step) in by_place else None
-
-
 class _Recorder:
-    """Runs the sampler with taps; only the current step's states are in memory.
+    """Runs the sampler with taps; only the state of one site and step is in memory, and folds of a group's sites.
 
-    All prompts of a group go through the sampler in batches; the partial state of a (site, step) is merged into its
-    file's predecessor, so that a step's state is in memory only while that step runs.
+    The prompts of a batch advance together. The state of a (site, step) goes through a file from batch to batch and is
+    finished, and folded, in the last one. Files get their names when all are there.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        statistics: Statistics,
-        files: dict[tuple[str, str, str, int], Path],
-        earlier: Callable[[str, int], State | None],
-    ) -> None:
-        self.model, self.statistics, self.files, self.earlier = model, statistics, files, earlier
-        self._offset = 0
-        self._partial: dict[tuple[str, str, str, int], Path] = {}
+    def __init__(self, model: Model, statistics: Statistics, files: dict[Key, Path], known: dict[Key, Path]) -> None:
+        self.model, self.statistics, self.files = model, statistics, files
+        self.earlier = {(s, t): f for (_, g, s, t), f in known.items() if g == statistics.reads}
+        self.sites = sorted({k[2] for k in files})
+        fold = statistics.fold is not None
+        self.wanted = {(k[2], t) for k in files for t in (statistics.steps if fold else (k[3],))}
+        self.offset, self.last = 0, False
+        self._partial: dict[tuple[str, int], Path] = {}
+        self._folds: dict[str, State] = {}
+        self._done: set[tuple[str, int]] = set()
 
-    def draw(self, sites: list[str], group: PromptGroup, steps: int, guidance: float, work: Work) -> None:
+    def draw(self, group: PromptGroup, steps: int, guidance: float, work: Work) -> None:
         from efface.sampler import BATCH, sample
 
+        calls = max(t for _, t in self.wanted) + 1
+        starts = range(0, len(group.prompts), BATCH)
         try:
-            starts = range(0, len(group.prompts), BATCH)
             for start in work.progress(starts, f"statistics of {group.name}"):
-                self._offset = start
-                end = start + BATCH
-                taps = {s: lambda step, site, a, out: self._tap(group.name, step, site, a, out) for s in sites}
+                self.offset, self.last = start, start == starts[-1]
+                chosen = slice(start, start + BATCH)
                 sample(
                     self.model,
-                    group.prompts[start:end],
-                    group.seeds[start:end],
+                    group.prompts[chosen],
+                    group.seeds[chosen],
                     steps=steps,
                     guidance=guidance,
-                    taps=taps,
+                    taps=dict.fromkeys(self.sites, self.tap),
+                    calls=calls,
                     work=work,
                 )
-            self._finish()
+            self.finish(group.name, calls)
         finally:
             for file in self._partial.values():
                 file.unlink(missing_ok=True)
 
-    def _tap(self, group: str, step: Step, site: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        key = (repr(self.statistics.reducer), group, site, step.index)
-        if key not in self.files:
+    def tap(self, step: Step, site: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        """One batch's rows of a site at a step."""
+        if (site, step.index) not in self.wanted:
             return
-        ids: Sequence[int] = [i + self._offset for i in step.images]
-        reducer = self.statistics.reducer
-        state = reducer.start(self.model.card.site(site))
-        earlier = self.earlier(site, step.index)
-        state = reducer.add(state, step.index, ids, step.roles, inputs, outputs, earlier)
-        if key in self._partial:
-            state = reducer.merge(_read(self._partial[key]), state)
-        partial = self.files[key].with_suffix(".partial")
-        write_bytes(partial, save({k: v.contiguous() for k, v in state.items()}), sync=False)
-        self._partial[key] = partial
+        reducer, place = self.statistics.reducer, (site, step.index)
+        ids: Sequence[int] = [i + self.offset for i in step.images]
+        earlier = self._earlier(*place)
+        start = reducer.start(self.model.card.site(site))
+        state = reducer.add(start, step.index, ids, step.roles, inputs, self._bare(site, outputs), earlier)
+        if place in self._partial:
+            state = reducer.merge(_read(self._partial[place]), state)
+        if not self.last:
+            self._put(place, state)
+            return
+        state = reducer.finish_step(step.index, state)
+        _check_finite(state, *place)
+        self._done.add(place)
+        if self.statistics.fold is None:
+            self._put(place, state)
+            return
+        weight = self.model.weight(site).cpu()
+        self._folds[site] = self.statistics.fold.add(self._folds.get(site), step.index, state, earlier, weight)
 
-    def _finish(self) -> None:
-        for key, partial in self._partial.items():
-            state = self.statistics.reducer.finish_step(key[3], _read(partial))
-            write_bytes(self.files[key], save({k: v.contiguous() for k, v in state.items()}), sync=False)
+    def _bare(self, site: str, outputs: torch.Tensor) -> torch.Tensor:
+        """Outputs, without the site's bias where that is asked for."""
+        bias = None if self.statistics.bias else self.model.part("unet").get_submodule(site).bias
+        return outputs if bias is None else outputs - bias
+
+    def _earlier(self, site: str, step: int) -> State | None:
+        """The finished state of the group that is read, at a site and step."""
+        file = self.earlier.get((site, step))
+        return _read(file) if file else None
+
+    def _put(self, place: tuple[str, int], state: State) -> None:
+        own = next(iter(self.files.values())).parent / f"{place[1]:04d}-{place[0]}.partial"
+        self._partial[place] = _write(own, state)
+
+    def finish(self, group: str, calls: int) -> None:
+        """Give the files their names."""
+        if missed := self.wanted - self._done:
+            site, step = min(missed)
+            raise BadRequest(f"the sampler does not reach step {step} at {site} within {calls} calls; ask for fewer")
+        for key, file in self.files.items():
+            if key[3] == FOLDED:
+                _write(file, self._folds.pop(key[2]))
+            else:
+                os.replace(self._partial.pop((key[2], key[3])), file)
+
+
+def _check_finite(state: State, site: str, step: int) -> None:
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WrongFile(
+                f"statistics hold NaN or infinity ({name!r} of {site} at step {step}); "
+                "use an undamaged copy of the model or a wider dtype (--dtype float32)"
+            )
+
+
+def _write(file: Path, state: State) -> Path:
+    return write_bytes(file, save({k: v.contiguous() for k, v in state.items()}), sync=False)
 
 
 def _read(file: Path) -> State:

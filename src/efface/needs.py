@@ -15,7 +15,7 @@ import torch
 from efface.errors import BadRequest
 from efface.sites import Site
 
-__all__ = ["Moments", "Needs", "PromptGroup", "Reducer", "State", "Statistics"]
+__all__ = ["Fold", "Moments", "Needs", "PromptGroup", "Reducer", "State", "Statistics"]
 
 State = dict[str, torch.Tensor]
 """Running sums of one (group, site, step): what is written to disk."""
@@ -27,7 +27,8 @@ class Reducer(Protocol):
 
     `add` gets, for one step and one batch: prompt ids (r,), guidance roles (r,), inputs (r, ..., d) and outputs
     (r, ..., o) of the site, and may read `earlier`, the finished state of the same site and step of the prompt group
-    named by `Statistics.reads`. `merge` joins two partial states; `finish_step` makes what is stored.
+    named by `Statistics.reads`. Prompts of a batch advance together: their rows are told apart by prompt id. `merge`
+    joins two partial states; `finish_step` makes what is stored.
     """
 
     def start(self, site: Site) -> State: ...
@@ -48,6 +49,19 @@ class Reducer(Protocol):
     def finish_step(self, step: int, state: State) -> State: ...
 
 
+@runtime_checkable
+class Fold(Protocol):
+    """A frozen value that joins the finished states of one site over the steps, in their order.
+
+    `add` gets what came of the steps before (None at the first), the step's finished state, that of the group that is
+    read (`Statistics.reads`) and the site's weight. It may change `total` in place.
+    """
+
+    def add(
+        self, total: State | None, step: int, state: State, earlier: State | None, weight: torch.Tensor
+    ) -> State: ...
+
+
 @dataclass(frozen=True)
 class PromptGroup:
     """Prompts to draw while statistics are taken, one image for each prompt and seed (lists of equal length)."""
@@ -65,13 +79,25 @@ class PromptGroup:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A reducer over sites, prompt groups and steps. reads: an earlier group whose states `add` may read."""
+    """A reducer over sites, prompt groups and steps; sampling stops after the last of them.
+
+    reads: an earlier group whose states may be read. fold: what is kept is one state a site over all steps, in place
+    of one a step. bias: False takes the site's bias off the outputs.
+    """
 
     reducer: Reducer
     sites: tuple[str, ...]
     groups: tuple[str, ...]
     steps: tuple[int, ...]
     reads: str | None = None
+    fold: Fold | None = None
+    bias: bool = True
+
+    @property
+    def name(self) -> str:
+        """What tells apart statistics of one group: everything here but sites and groups."""
+        folded = f" {self.fold!r} {self.steps}" if self.fold else ""
+        return f"{self.reducer!r}{folded}{'' if self.bias else ' without bias'}"
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,14 @@ def sample(
     guidance: float | None = None,
     batch: int = BATCH,
     taps: dict[str, Tap] | None = None,
+    calls: int | None = None,
     work: Work | None = None,
 ) -> np.ndarray:
     """One image for each prompt and seed -> (n, height, width, 3) uint8.
 
-    steps, guidance: default of the card; guidance <= 1 is off. taps: by site, called at every step. Raises
-    BadRequest for lists of unequal length and for prompts longer than the window.
+    steps, guidance: default of the card; guidance <= 1 is off. taps: by site, called at every step. calls: stop after
+    so many calls of the denoiser and decode nothing (black images), for taps that look no further. Raises BadRequest
+    for lists of unequal length and for prompts longer than the window.
     """
     if len(prompts) != len(seeds):
         raise BadRequest(f"one seed a prompt is needed, got {len(prompts)} prompts and {len(seeds)} seeds")
@@ -69,7 +71,7 @@ def sample(
                 work.check()
                 chosen = group[start : start + batch]
                 call = Call(model, tuple(prompts[i] for i in chosen), steps, guidance)
-                images[chosen] = _batch(call, [seeds[i] for i in chosen], taps or {}, work)
+                images[chosen] = _batch(call, [seeds[i] for i in chosen], taps or {}, calls, work)
     return images
 
 
@@ -82,7 +84,7 @@ def _grouped(gates: list[list[float]], n: int) -> dict[tuple[float, ...], list[i
 
 
 @torch.inference_mode()
-def _batch(call: Call, seeds: list[int], taps: dict[str, Tap], work: Work) -> np.ndarray:
+def _batch(call: Call, seeds: list[int], taps: dict[str, Tap], calls: int | None, work: Work) -> np.ndarray | np.uint8:
     model = call.model
     scheduler = model.scheduler()
     scheduler.set_timesteps(call.steps, device=model.device)
@@ -94,7 +96,7 @@ def _batch(call: Call, seeds: list[int], taps: dict[str, Tap], work: Work) -> np
     pointer = _Pointer()
     with ExitStack() as stack:
         stack.enter_context(_hooks(model, rules, taps, pointer))
-        for index, timestep in enumerate(scheduler.timesteps):
+        for index, timestep in enumerate(scheduler.timesteps[:calls]):
             work.check()
             step = Step(index, int(timestep), rows.roles, rows.images)
             pointer.step = step
@@ -102,7 +104,7 @@ def _batch(call: Call, seeds: list[int], taps: dict[str, Tap], work: Work) -> np
             said = model.part("unet")(_laid_out(scaled), timestep, encoder_hidden_states=rows.values).sample
             guided = rules.prediction(step, Prediction(said, _guide(said, rows, call.guidance)))
             x = rules.latent(step, scheduler.step(guided, timestep, x, **extra).prev_sample)
-    return _pixels(model, x)
+    return _pixels(model, x) if calls is None else np.uint8(0)
 
 
 def _laid_out(x: torch.Tensor) -> torch.Tensor:
