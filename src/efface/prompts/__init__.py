@@ -1,0 +1,78 @@
+"""Prompt sets and sentence forms as data, one TOML file each, source and licence in its header; and the user's own."""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from efface.errors import BadRequest, UnknownName, WrongFile
+
+__all__ = ["Form", "forms", "load", "read_pairs"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One sentence. text: with {concept}. plain: without it. neutral: a word for anything, in the concept's place."""
+
+    text: str
+    plain: str
+    neutral: str
+
+    def filled(self, concept: str) -> str:
+        return self.text.replace("{concept}", concept)
+
+
+@cache
+def load(name: str) -> dict[str, Any]:
+    """A file of this folder."""
+    return tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def forms(name: str, group: str, kind: str, n: int) -> list[Form]:
+    """The first n sentences for a kind of concept; a kind without sentences of its own takes those of objects.
+
+    Raises UnknownName for a group, BadRequest when there are fewer.
+    """
+    data = load(name)
+    if not isinstance(data.get(group), dict):
+        raise UnknownName("prompt set", group, (k for k, v in data.items() if isinstance(v, dict)))
+    own = data[group].get(kind) or data[group]["object"]
+    rows, neutral = own["forms"], own["neutral"]
+    most = len(rows) * min(len(r["words"]) for r in rows)
+    if n > most:
+        raise BadRequest(f"setting 'prompts' must be at most {most} for kind {kind!r} of {group!r}, got {n}")
+    found = []
+    for i in range(n):
+        row = rows[i % len(rows)]
+        word = row["words"][i // len(rows)]
+        found.append(Form(row["text"].replace("{word}", word), row["plain"].replace("{word}", word), neutral))
+    return found
+
+
+def read_pairs(path: str | Path) -> dict[str, list[tuple[str, str]]]:
+    """A CSV file with the columns concept and base (complete prompts) and, optional, name -> pairs by folded name.
+
+    Rows without a name stand under "". Nothing is filled in: braces are refused. Raises WrongFile.
+    """
+    file = Path(path)
+    try:
+        rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+    except FileNotFoundError:
+        raise WrongFile(f"there is no file {file}; setting 'pairs' names a CSV file") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise WrongFile(f"{file} is no CSV file ({type(error).__name__}); expected the columns concept, base") from None
+    found: dict[str, list[tuple[str, str]]] = {}
+    for number, row in enumerate(rows, 2):
+        concept, base = ((row.get(k) or "").strip() for k in ("concept", "base"))
+        if not concept or not base:
+            raise WrongFile(f"{file}, line {number}: both columns, concept and base, need a complete prompt")
+        if set("{}") & set(concept + base):
+            raise WrongFile(f"{file}, line {number}: no template is filled in here; write complete prompts")
+        found.setdefault((row.get("name") or "").strip().casefold(), []).append((concept, base))
+    if not found:
+        raise WrongFile(f"{file} holds no pair of prompts; write the columns concept and base")
+    return found
