@@ -95,12 +95,15 @@ class Model:
             requires_safety_checker=False,
         )  # pyright: ignore[reportCallIssue]
 
-    def scheduler(self) -> Any:
-        """A fresh scheduler of the card."""
+    def scheduler(self, name: str | None = None) -> Any:
+        """A fresh scheduler of the card; `name`: of this diffusers class, over the same noise levels."""
         import diffusers
 
         config = self.card.schedule_dict()
-        return getattr(diffusers, config.pop("_class_name")).from_config(config)
+        own = config.pop("_class_name")
+        if name:  # what the other class would set differently where the configuration is silent
+            config = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | config
+        return getattr(diffusers, name or own).from_config(config)
 
     @property
     def folder(self) -> Path:
@@ -115,6 +118,12 @@ class Model:
     def concepts(self) -> tuple[dict[str, Any], ...]:
         """The model's own concept list (`concepts.json` beside it), or nothing."""
         return tuple(self._source.json("concepts.json").get("concepts", ()))
+
+    @cached_property
+    def captions(self) -> frozenset[str] | None:
+        """Wordings that the training captions had (`captions` in `efface.json` beside it); None: it does not say."""
+        said = self._source.json("efface.json").get("captions")
+        return None if said is None else frozenset(map(str, said))
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -243,7 +252,7 @@ class Model:
         expected = patch.base.get("parts")
         if not expected:
             return
-        known = {s.name for s in self.card.sites}
+        known = {n for s in self.card.sites for n in ((s.name, f"{s.name}.bias") if s.bias else (s.name,))}
         missing = [s for s in patch.sites if s not in known]
         if missing:
             raise WrongBase(

@@ -1,8 +1,9 @@
 """Card, Stream and Site: what is known of a model without its weights.
 
 A **site** is one weight matrix (or kernel) of the denoiser, named as in the state dict without ``.weight``; its
-role is ours (``cross.k``, ``self.q``, ``ff.out`` ...). A **stream** is one sequence of text rows that enters the
-denoiser. A **card** holds both, with the sampler's defaults; it is made from configuration files alone.
+role is ours (``cross.k``, ``self.q``, ``ff.out`` ...). Its bias, where it has one, is the site ``NAME.bias``. A
+**stream** is one sequence of text rows that enters the denoiser. A **card** holds both, with the sampler's defaults;
+it is made from configuration files alone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Site:
     @property
     def key(self) -> str:
         """The name in the denoiser's state dict."""
-        return f"{self.name}.weight"
+        return self.name if self.name.endswith(".bias") else f"{self.name}.weight"
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,12 @@ class Card:
     preset: str = "efface"
 
     def site(self, name: str) -> Site:
+        """A site by name; "NAME.bias" is the bias of the site NAME. Raises UnknownName."""
         for site in self.sites:
             if site.name == name:
                 return site
+            if site.bias and name == f"{site.name}.bias":
+                return Site(name, site.role, site.shape[:1])
         raise UnknownName("site", name, (s.name for s in self.sites), "efface inspect MODEL")
 
     def select(self, *roles: str) -> tuple[Site, ...]:
