@@ -1,77 +1,177 @@
-"""Training and measuring the judge: resuming, thresholds, rates. Small made-up batches, no artwork."""
+"""Training and measuring the judges: resuming, thresholds, rates. Small made-up batches, no artwork."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from efface.errors import BadRequest
-from efface.world import judged, styles
+from efface.errors import BadRequest, Unavailable, WrongFile
+from efface.judges import selection
+from efface.work import Work
+from efface.world import artwork, judged, styles, train_judge
 from efface.world import measure_judge as measured
+from efface.world.augmentation import augment, augment_other, corrupt
+from efface.world.learning import Go, Phase
 from efface.world.measure_drawings import asked
-from efface.world.train_judge import Batch, Cycle, Plan, Source, augment, rate_at, train
+from efface.world.measure_garbage import at_judge_size
+from efface.world.train_judge import PLANS, Batch, Cycle, Plan, Source, load_net, train_phase
 
 
-class Made:
-    """Batches of noise with labels; like the real source, step k gives the same batch in every run."""
+def made(step: int) -> Batch:
+    """Noise with labels; step k gives the same batch in every run."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.rand(6, 3, 64, 64, generator=generator) * 2 - 1
+    objects = torch.zeros(6, len(judged()))
+    objects[torch.arange(6), torch.arange(6) + step % 5] = 1
+    shown = torch.eye(len(styles()))[:6]
+    return Batch(images, objects, shown, torch.zeros(6, 2), torch.ones(6, dtype=torch.bool))
 
-    def __init__(self, plan: Plan, killed_at: int | None = None) -> None:
-        self.plan, self.killed_at = plan, killed_at
 
-    def batch(self, step: int) -> Batch:
-        if step == self.killed_at:
+def short(judge: str, steps: int = 5) -> Plan:
+    return Plan(judge, (Cycle(Phase(steps, 6, 2e-3), 0.0, 1, 1.0), Cycle(Phase(2, 6, 1e-3), 0.5, 1, 2.0)), seed=3)
+
+
+def run(judge: str, home: Path, killed_at: int | None = None) -> dict[str, torch.Tensor]:
+    def batches(step: int) -> Batch:
+        if step == killed_at:
             raise KeyboardInterrupt
-        generator = torch.Generator().manual_seed(step)
-        images = torch.rand(6, 3, 64, 64, generator=generator) * 2 - 1
-        objects = torch.zeros(6, len(judged()))
-        objects[torch.arange(6), torch.arange(6) + step % 5] = 1
-        shown = torch.eye(len(styles()))[:6]
-        return Batch(images, objects, shown, torch.zeros(6, 2), torch.ones(6, dtype=torch.bool))
+        return made(step)
+
+    plan = short(judge)
+    for number in range(2):
+        train_phase(plan, number, batches, lambda k: home / str(k), Go(Work()))
+    return load_net(plan, home / "1").state_dict()
 
 
-def made(steps: int) -> Plan:
-    return Plan((Cycle(steps, 4e-3, 0.0, 1, 1.0),), save_every=2)
-
-
-def run(home: Path, killed_at: int | None = None) -> dict[str, torch.Tensor]:
-    plan = made(6)
-    net = train(cast(Source, Made(plan, killed_at)), home, log=lambda line: None)
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole")
+@pytest.mark.parametrize("judge", PLANS)
+def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, judge: str) -> None:
+    whole = run(judge, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", killed_at=5)
-    assert (tmp_path / "killed" / "checkpoint.safetensors").is_file()
-    again = run(tmp_path / "killed")
+        run(judge, tmp_path / "killed", killed_at=4)
+    again = run(judge, tmp_path / "killed")
     assert all(torch.equal(whole[k], again[k]) for k in whole)
-    fresh = train(cast(Source, Made(made(4))), tmp_path / "short", log=lambda line: None)
-    assert any(not torch.equal(whole[k], v) for k, v in fresh.state_dict().items())
+    assert (tmp_path / "killed" / "0" / "curve.png").is_file()
 
 
-def test_rate_warms_up_and_falls() -> None:
-    plan = Plan((Cycle(1000, 1e-3, 0.0, 1, 1.0), Cycle(10, 5e-4, 0.0, 1, 1.0)))
-    rates = [rate_at(k, plan) for k in range(1000)]
-    assert rates[0] < 1e-4
-    assert max(rates) == pytest.approx(1e-3)
-    assert rates[-1] == pytest.approx(1e-5, rel=0.05)
-    peak = int(np.argmax(rates))
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert max(rate_at(k, plan) for k in range(1000, 1010)) == pytest.approx(5e-4)
+def test_the_judges_are_two() -> None:
+    first, second = PLANS["reporting"], PLANS["selection"]
+    assert first.net is not second.net
+    assert first.seed != second.seed
+    assert first.augment is not second.augment
+    size = sum(p.numel() for plan in PLANS.values() for p in plan.net(len(judged()), len(styles())).parameters())
+    assert 2 * size <= 2_750_000  # bytes: with the garbage detector at most 3 MB
 
 
-def test_augmentation_repeats_and_stays_near() -> None:
+def test_votes_of_two_places_do_not_share_a_summary() -> None:
+    torch.manual_seed(0)
+    net = selection.Net(5, 2).eval()
+    with torch.no_grad():
+        one, two = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+        votes = net(torch.cat([one, two]))[0]
+    assert votes.shape == (4, 5)
+    assert net(one)[3].shape == (2, 258)  # as wide as the reporting judge's, which the garbage detector reads
+
+
+def test_a_judge_is_written_with_its_card_and_read_back(tmp_path: Path) -> None:
+    net = selection.Net(len(judged()), len(styles())).eval()
+    labels = [*(o.name for o in judged()), *styles()]
+    facts = {"objects": labels[: len(judged())], "styles": list(styles()), "thresholds": [0.5] * len(labels),
+             "temperature": {"objects": 1.0, "styles": 1.0}}  # fmt: skip
+    card = measured.write(net, facts, tmp_path, "selection")
+    judge = selection.load(tmp_path)
+    assert (judge.role, judge.name, judge.version) == ("selection", "selection", card["version"])
+    verdict = judge.look(np.zeros((2, 64, 64, 3), np.uint8))
+    assert verdict.probabilities.shape == (2, len(labels))
+    assert (verdict.hits == (verdict.probabilities >= 0.5)).all()
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 10)
+    with pytest.raises(WrongFile, match="measured on"):
+        selection.load(tmp_path)
+    with pytest.raises(Unavailable, match="efface world train judge"):
+        selection.load(tmp_path / "nowhere")
+
+
+def named_sprites() -> artwork.Sprites:
+    """Two judged objects and a strange one, in two real styles."""
+    names, kinds = ("dog", "cat", "accordion"), ("noto", "fluent")
+    assert "accordion" not in {o.name for o in judged()}
+    pixels = np.zeros((6, 96, 96, 4), np.uint8)
+    for k in range(6):
+        pixels[k, 20:70, 10 + 10 * k : 60, :3] = 40 * k
+        pixels[k, 20:70, 10:60, 3] = 255
+    return artwork.Sprites(pixels, np.repeat(np.arange(3), 2), np.tile(np.arange(2), 3), names, kinds)
+
+
+def test_batches_repeat_and_mark_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(block_out_channels=(16,), norm_num_groups=16, latent_channels=4).eval()
+    monkeypatch.setattr(train_judge, "judged", lambda: tuple(o for o in judged() if o.name in ("dog", "cat")))
+    monkeypatch.setattr(train_judge, "styles", lambda: ("noto", "fluent"))
+    source = Source(named_sprites(), vae, vae, tmp_path)
+    plan = PLANS["reporting"]
+    first, again = (source.batch(3, plan, plan.cycles[1]) for _ in range(2))
+    assert torch.equal(first.images, again.images)
+    assert first.images.shape == (64, 3, 64, 64)
+    assert first.extra.sum(0).tolist() == [plan.empty, plan.broken]
+    assert not first.objects[-plan.broken - plan.empty :].any()
+    assert first.objects.shape == (64, 2)
+    assert 2 in first.objects.sum(1)
+    other = source.batch(3, PLANS["selection"], plan.cycles[1])
+    assert not torch.equal(first.images, other.images)
+
+
+@pytest.mark.slow
+def test_a_judge_is_trained_measured_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(block_out_channels=(16,), norm_num_groups=16, latent_channels=4).eval()
+    few = tuple(o for o in judged() if o.name in ("dog", "cat"))
+    for module in (train_judge, measured):
+        monkeypatch.setattr(module, "judged", lambda: few)
+        monkeypatch.setattr(module, "styles", lambda: ("noto", "fluent"))
+    monkeypatch.setattr(train_judge, "vaes", lambda: (vae, vae, "abc"))
+    parts = train_judge.judge_parts(tmp_path, named_sprites)
+    assert [p.name for p in parts] == ["reporting-1", "reporting-2", "reporting-card", "selection-1", "selection-2",
+                                       "selection-card", "garbage-mini", "garbage-micro"]  # fmt: skip
+    monkeypatch.setattr(train_judge, "PLANS", {"selection": short("selection")})
+    for part in train_judge.judge_parts(tmp_path, named_sprites)[:3]:
+        assert part.run(Go(Work()))
+        assert part.done
+    card = selection.load(tmp_path / "selection").card
+    assert card["objects"] == ["dog", "cat"]
+    assert card["held_out"]["crisp"]["object argmax"]["n"] > 0
+    assert {"crisp", "soft", "empty backgrounds"} == set(card["held_out"])
+    assert (tmp_path / "selection" / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize("change", [augment, augment_other], ids=["reporting", "selection"])
+def test_augmentation_repeats_and_stays_near(change: Any) -> None:
     x = torch.full((8, 3, 64, 64), 0.5)
     x[:, :, 20:44, 20:44] = 0.9
-    first = augment(x, torch.Generator().manual_seed(0))
-    assert torch.equal(first, augment(x, torch.Generator().manual_seed(0)))
-    assert 0.01 < (first - x).abs().mean() < 0.1
+    first = change(x, torch.Generator().manual_seed(0))
+    assert torch.equal(first, change(x, torch.Generator().manual_seed(0)))
+    assert 0.005 < (first - x).abs().mean() < 0.1
     assert 0 <= first.min() <= first.max() <= 1
+
+
+def test_every_broken_picture_is_broken_in_its_own_way() -> None:
+    x = torch.rand(40, 3, 64, 64, generator=torch.Generator().manual_seed(0)).round()
+    broken = corrupt(x, torch.Generator().manual_seed(1))
+    assert broken.shape == x.shape
+    assert (broken - x).abs().flatten(1).amax(1).min() > 0.5
+
+
+def test_small_pictures_are_doubled_for_the_judge() -> None:
+    small = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    large = at_judge_size(small)
+    assert large.shape == (2, 64, 64, 3)
+    assert (large[:, ::2, ::2] == small).all()
+    assert (large[:, 1::2, 1::2] == small).all()
+    assert at_judge_size(large) is large or (at_judge_size(large) == large).all()
 
 
 def test_thresholds_reach_their_specificity() -> None:

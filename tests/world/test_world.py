@@ -101,7 +101,7 @@ def test_captions_repeat_and_keep_to_their_half() -> None:
 
     def texts(half: captions.Half) -> list[str]:
         generator = torch.Generator().manual_seed(4)
-        return [captions.caption([dog], "noto", "red", generator, half=half) for _ in range(300)]
+        return [captions.caption([dog], "noto", "red", generator, half=half).text for _ in range(300)]
 
     assert texts("tune") == texts("tune")
     assert not set(texts("tune")) & set(texts("report"))

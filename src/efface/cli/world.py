@@ -1,15 +1,15 @@
-"""`efface world`: artwork to sprites, and the training of what is bundled."""
+"""`efface world`: artwork to sprites, the training of models and judges, and the card of what they draw."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="The emoji world: build its artwork, train its judges.")
-train = typer.Typer(no_args_is_help=True, help="Train what the world bundles.")
-app.add_typer(train, name="train")
+from efface.cli import options as o
+
+app = typer.Typer(no_args_is_help=True, help="The emoji world: build its artwork, train its models and judges.")
 
 
 def _say(line: str) -> None:
@@ -18,111 +18,129 @@ def _say(line: str) -> None:
 
 @app.command()
 def build(
-    sheet: Annotated[Path, typer.Option("--sheet", help="PNG with every sprite, one style a column.")] = Path(
-        "world-sheet.png"
-    ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing sheet.")] = False,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="PNG with every sprite, one style a column.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="One file with every sprite, for training without a network.")
+    ] = None,
+    overwrite: o.Overwrite = False,
 ) -> None:
-    """Fetch the artwork, draw the sprites and write a sheet with all of them."""
+    """Fetch the artwork, draw the sprites; write a sheet or a bundle of them all."""
     from efface.errors import OutputExists
-    from efface.world.artwork import sprites
+    from efface.world import artwork
     from efface.world.sheet import draw
 
-    if sheet.exists() and not overwrite:
-        raise OutputExists(sheet)
-    bundle = sprites(_say)
-    for number, style in enumerate(bundle.style_names):
-        typer.echo(f"{style}: {int((bundle.styles == number).sum())} of {len(bundle.object_names)} objects")
-    draw(bundle, sheet)
-    typer.echo(f"{len(bundle.pixels)} sprites; sheet: {sheet}")
+    for path in (sheet, bundle):
+        if path is not None and path.exists() and not overwrite:
+            raise OutputExists(path)
+    sprites = artwork.sprites(_say)
+    for number, style in enumerate(sprites.style_names):
+        typer.echo(f"{style}: {int((sprites.styles == number).sum())} of {len(sprites.object_names)} objects")
+    if sheet is not None:
+        draw(sprites, sheet)
+        typer.echo(f"{len(sprites.pixels)} sprites; sheet: {sheet}")
+    if bundle is not None:
+        artwork.write(bundle, sprites)
+        typer.echo(f"{len(sprites.pixels)} sprites; bundle: {bundle} ({bundle.stat().st_size / 1e6:.1f} MB)")
 
 
-@train.command("judge")
-def train_judge(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the judge.")],
-    vae: Annotated[Path | None, typer.Option(help="VAE folder that softens scenes; default: the bundled one.")] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="Folder of .npz files with base drawings (`im`) and prompts (`p`)."),
+@app.command()
+def train(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="micro, mini or judge.")],
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="NAME", help="An object or style to withhold: a gold model; repeat."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what is done, what is left and how long; train nothing.")
+    ] = False,
+    minutes: Annotated[float, typer.Option("--minutes", help="How long at one go, at most 150.")] = 150.0,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Sprites from a file of `world build`.")] = None,
+    join: Annotated[Path | None, typer.Option("--join", help="Take over pieces of another machine first.")] = None,
+    pieces: Annotated[
+        Path | None, typer.Option("--pieces", help="Folder for the results, in files of at most 15 MB.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Copy what is finished into this folder.")] = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    overwrite: o.Overwrite = False,
+    quiet: o.Quiet = False,
 ) -> None:
-    """Train, calibrate and measure the reporting judge (20 minutes on two cores); run again to resume."""
+    """Train what the world bundles, part by part; the same command goes on where the last one stopped."""
+    o.prepare(threads, offline=True)
+    from efface.work import Work
+    from efface.world import pieces as carried
+    from efface.world.learning import Go
+    from efface.world.training import copy_out, course
+
+    chosen = course(target, _names(without), bundle)
+    if join is not None:
+        typer.echo(f"joined: {', '.join(carried.join(chosen, join)) or 'nothing newer than what is here'}")
+    if not plan:
+        go = Go(Work(quiet=quiet), minutes, _device(device))
+        with go.work.interruptible():
+            chosen.train(go, _say)
+    for line in chosen.plan():
+        typer.echo(line)
+    if pieces is not None:
+        for path in carried.split(chosen, pieces, overwrite):
+            typer.echo(path)
+    if out is not None:
+        for made, place in chosen.results(out):
+            typer.echo(copy_out(made, place, overwrite))
+
+
+def _names(without: list[str] | None) -> list[str]:
+    return [name for text in without or () for name in text.split(",") if name.strip()]
+
+
+def _device(device: str | None) -> str:
     import torch
 
-    from efface.world import folder
-    from efface.world.artwork import cache_folder, sprites
-    from efface.world.measure_judge import measure, write
-    from efface.world.softened import load_vae
-    from efface.world.train_judge import Plan, Source
-    from efface.world.train_judge import train as run
+    from efface.errors import BadRequest
 
-    torch.set_num_threads(threads)
-    home, encoder = cache_folder() / "train" / "judge", load_vae(vae or folder("mini") / "vae")
-    source = Source(sprites(_say), encoder, home, Plan())
-    net = run(source, home, log=_say)
-    card = write(net, measure(net, source, encoder, home, _say), output)
-    typer.echo(f"judge {card['version']} in {output}")
-    if base is not None:
-        _fit_garbage(output, base, source, encoder, home)
-
-
-def _fit_garbage(output: Path, base: Path, source: Any, encoder: Any, home: Path) -> None:
-    import numpy as np
-
-    from efface.errors import WrongFile
-    from efface.judges import garbage
-    from efface.judges.world import load
-    from efface.world.measure_drawings import add_to_card
-    from efface.world.measure_drawings import measure as measure_drawings
-    from efface.world.measure_garbage import fit_and_measure
-    from efface.world.measure_judge import crisp, soft
-
-    files = sorted(base.glob("*.npz"))
-    if not files:
-        raise WrongFile(f"Expected .npz files with base drawings in {base}, found none; draw some first.")
-    kept = [np.load(file, allow_pickle=False) for file in files]
-    drawn = np.concatenate([k["im"] for k in kept])
-    judge = load(output)
-    prompts = [str(p) for k in kept for p in k["p"]]
-    add_to_card(output, measure_drawings(judge, drawn, prompts))
-    extra = soft(source, encoder, home / "calibrate.npz", 900).images.numpy()
-    held = soft(source, encoder, home / "test.npz", 901)
-    controls = {
-        "renders through the VAE": held.images.numpy(),
-        "two objects through the VAE": held.images[held.two].numpy(),
-        "crisp renders": crisp(source, 901, 1, 0).images.numpy(),
-    }
-    detector, card = fit_and_measure(judge, drawn, extra, encoder, controls)
-    garbage.save(detector, judge, card, output)
-    typer.echo(f"garbage detector {detector.version} in {output}")
+    found = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if found.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise BadRequest(f"--device {found} needs a GPU, this machine shows none; leave it out to train on the CPU")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return found
 
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(help="A bundled model.")] = "mini",
-    half: Annotated[str, typer.Option(help="report, tune or both: which objects get the full 24 images.")] = "both",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled name or a model folder.")] = "mini",
+    judge: Annotated[
+        Path | None, typer.Option("--judge", help="Folder that holds `reporting` and `selection`; default: bundled.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few images: a first look in ten minutes.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where the card goes; default: the model's folder.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="PNG with 200 of the drawings, those judged wrong first.")
+    ] = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
 ) -> None:
-    """Draw what the model is asked for, judge it, write its concept list. Resumable: images are cached."""
-    from efface.cli.options import prepare
-    from efface.errors import UnknownName
-
-    if half not in ("report", "tune", "both"):
-        raise UnknownName("half", half, ("report", "tune", "both"))
-    prepare(offline=True)
-    from efface import world
-    from efface.judges import world as judges
+    """Draw what the model is asked for, judge it, write its card and concept list. Resumable: images are cached."""
+    o.prepare(threads, offline=True)
+    from efface.errors import Unavailable
+    from efface.judges import Judge, selection
+    from efface.judges import world as reporting
     from efface.model import load
-    from efface.work import Work
-    from efface.world import rates
+    from efface.work import Work, cache_folder
+    from efface.world import card
 
-    things = [o for o in world.objects() if o.picked]
-    full = tuple(o for o in things if half in ("both", o.half))
-    rest = tuple(o for o in things if o not in full)
-    opened, judge, work = load(model, "cpu"), judges.load(), Work(quiet=quiet)
-    chosen = rates.items(full) + rates.items(rest, plain=8, styled=False)
+    opened, work = load(model, "cpu", "float32", offline=True), Work(quiet=quiet)
+    judges: list[Judge] = [reporting.load(judge and judge / "reporting")]
+    try:
+        judges.append(selection.load(judge and judge / "selection"))
+    except Unavailable as error:
+        _say(f"the selection judge's rates are left out: {error}")
+    places = (opened.folder.parent, cache_folder() / "train" / opened.card.name)
+    parts = next((p for p in places if any(p.glob("unet-*"))), None)  # a model in the cache lies beside its parts
     with work.interruptible():
-        rows = rates.measure(opened, judge, chosen, work)
-    path = rates.write(rows, judge, opened.folder)
-    typer.echo(f"{path}: {sum(r['qualified'] for r in rows)} of {len(rows)} concepts qualified")
+        found = card.check(opened, judges, card.QUICK if quick else card.FULL, work, parts, sheet)
+    path = card.write(found, out or opened.folder)
+    typer.echo(path.with_name("card.md").read_text(encoding="utf-8"))
+    typer.echo(str(path))

@@ -53,9 +53,9 @@ def judged() -> tuple[Object, ...]:
 
 
 def folder(name: str) -> Path:
-    """Path of a bundled model or judge ("mini", "micro", "judge").
+    """Path of a bundled model, gold or judge ("mini", "micro", "judge").
 
-    Raises `Unavailable` when it is not part of this installation.
+    A gold is put together with its base's other parts first. Raises `Unavailable` when it is not installed.
     """
     path = _HERE / name
     if not path.is_dir():
@@ -63,12 +63,16 @@ def folder(name: str) -> Path:
             f"Expected a bundled folder of the world, got {name!r}, which this installation does not hold; "
             "`efface world train` makes it."
         )
+    if (path / "gold.json").is_file() and not (path / "model_index.json").is_file():
+        from efface.world.assemble import completed
+
+        return completed(path)
     return path
 
 
 def models() -> tuple[str, ...]:
-    """Names of the bundled models."""
-    return tuple(sorted(f.parent.name for f in _HERE.glob("*/model_index.json")))
+    """Names of the bundled models, golds included."""
+    return tuple(sorted(f.parent.name for f in (*_HERE.glob("*/model_index.json"), *_HERE.glob("*/gold.json"))))
 
 
 def demo_keep() -> tuple[str, ...]:

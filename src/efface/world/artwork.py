@@ -10,6 +10,8 @@ import re
 import shutil
 import subprocess
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from efface.errors import Unavailable, UnknownName, WrongFile
+from efface.store import write_bytes
+from efface.work import cache_folder
 from efface.world import objects, styles
 
 SIZE = 96  # pixels of a sprite: 1.5 times a scene, so that placing it never magnifies
@@ -59,22 +63,23 @@ class Sprites:
     object_names: tuple[str, ...]
     style_names: tuple[str, ...]
 
-    def only(self, names: Sequence[str]) -> Sprites:
-        """The same bundle with the named objects alone, in that order; `UnknownName` for another."""
-        unknown = [name for name in names if name not in self.object_names]
-        if unknown:
-            raise UnknownName("object", unknown[0], self.object_names, "efface list concepts")
-        renumber = np.full(len(self.object_names), -1, np.int64)
-        renumber[[self.object_names.index(name) for name in names]] = np.arange(len(names))
-        rows = renumber[self.objects] >= 0
-        return Sprites(
-            self.pixels[rows], renumber[self.objects[rows]], self.styles[rows], tuple(names), self.style_names
-        )
+    def only(self, names: Sequence[str], families: Sequence[str] | None = None) -> Sprites:
+        """The same bundle with the named objects and styles alone, in that order; `UnknownName` for another."""
+        families = self.style_names if families is None else families
+        thing = _renumber("object", self.object_names, names)[self.objects]
+        style = _renumber("style", self.style_names, families)[self.styles]
+        rows = (thing >= 0) & (style >= 0)
+        return Sprites(self.pixels[rows], thing[rows], style[rows], tuple(names), tuple(families))
 
 
-def cache_folder() -> Path:
-    """`~/.cache/efface`, or what EFFACE_CACHE says."""
-    return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface").expanduser()
+def _renumber(what: str, known: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """Old number to new number, -1 for what is left out; `UnknownName`."""
+    for name in wanted:
+        if name not in known:
+            raise UnknownName(what, name, known, "efface list concepts")
+    table = np.full(len(known), -1, np.int64)
+    table[[known.index(name) for name in wanted]] = np.arange(len(wanted))
+    return table
 
 
 def fetch(family: Family, into: Path | None = None) -> Path:
@@ -193,18 +198,43 @@ def sprites(progress: Callable[[str], None] = lambda line: None) -> Sprites:
             pixels += [render(text) for _, text in found]
             rows += [(k, number) for k, _ in found]
             progress(f"{style}: {len(found)} of {len(names)} objects")
-        _write(path, np.stack(pixels), np.asarray(rows, np.int64))
+        table = np.asarray(rows, np.int64)
+        write(path, Sprites(np.stack(pixels), table[:, 0], table[:, 1], names, styles()))
+    return read(path)
+
+
+def read(path: Path) -> Sprites:
+    """Sprites from a bundle file. Raises `WrongFile` when it is missing, torn or not of this artwork."""
     try:
         with np.load(path, allow_pickle=False) as bundle:
-            return Sprites(bundle["pixels"], bundle["objects"], bundle["styles"], names, styles())
-    except (ValueError, KeyError, OSError) as error:
-        raise WrongFile(f"Expected a sprite bundle in {path}, it cannot be read ({error}); delete it.") from error
+            arrays = {key: bundle[key] for key in ("pixels", "objects", "styles")}
+            said = str(bundle["digest"]) if "digest" in bundle else None
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise WrongFile(
+            f"Expected a sprite bundle in {path}, it cannot be read ({error}); delete it and build again."
+        ) from error
+    if said is not None and said != _digest(arrays):
+        raise WrongFile(
+            f"Expected the sprites in {path} with checksum {said[:24]}, got {_digest(arrays)[:24]}; "
+            "delete it and build again."
+        )
+    return Sprites(arrays["pixels"], arrays["objects"], arrays["styles"], tuple(o.name for o in objects()), styles())
 
 
-def _write(path: Path, pixels: np.ndarray, table: np.ndarray) -> None:
-    """Temporary name, then rename: a killed build never leaves half a bundle behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with staging.open("wb") as file:
-        np.savez_compressed(file, pixels=pixels, objects=table[:, 0], styles=table[:, 1])
-    os.replace(staging, path)
+def write(path: Path, sprites: Sprites) -> Path:
+    """The sprites in one file that needs neither npm nor a network: `efface world train --bundle` reads it.
+
+    Temporary name, then rename: a killed build or a full disk (`WrongFile`) leaves nothing behind.
+    """
+    arrays = {"pixels": sprites.pixels, "objects": sprites.objects, "styles": sprites.styles}
+    stream, digest = io.BytesIO(), np.asarray(_digest(arrays))
+    np.savez_compressed(stream, pixels=sprites.pixels, objects=sprites.objects, styles=sprites.styles, digest=digest)
+    return write_bytes(path, stream.getvalue())
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """Version of the artwork and checksum of what was drawn from it."""
+    digest = hashlib.sha256()
+    for key in ("pixels", "objects", "styles"):
+        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
+    return f"{_key()} {digest.hexdigest()}"

@@ -94,26 +94,62 @@ def write(
     return template.text.format(**fields)
 
 
+@dataclass(frozen=True)
+class Caption:
+    """A caption and what makes it true: for each phrase the objects that it fits, and what else it says."""
+
+    text: str
+    phrases: tuple[frozenset[str], ...]
+    style: str | None
+    background: str | None
+
+
 def caption(
     shown: Sequence[Object],
-    style: str,
+    style: str | None,
     background: str,
     generator: torch.Generator,
     *,
     half: Half | None = None,
     english: bool = False,
-) -> str:
+    without: frozenset[str] = frozenset(),
+) -> Caption:
     """A random true caption of a scene, for training: shares are in `SHARES`.
 
-    `shown` holds no, one or two objects; every draw comes from `generator`.
+    `shown` holds no, one or two objects; every draw comes from `generator`. Phrases in `without` are never used.
     """
-    if style not in styles() or background not in BACKGROUNDS:
+    if (style not in styles() and shown) or background not in BACKGROUNDS:
         raise BadRequest(f"Expected a style and a background of the world, got {style!r} and {background!r}.")
     kind = _choose(list(SHARES["kind"]), generator, list(SHARES["kind"].values())) if shown else "empty"
     options = templates(kind, half)
     template = options[int(torch.randint(len(options), (1,), generator=generator))]
-    phrases = [_phrase(thing, generator, half, english) for thing in shown]
-    return write(template, phrases, style=style, background=background)
+    phrases = [_phrase(thing, generator, half, english, without) for thing in shown]
+    text = write(template, phrases, style=style, background=background)
+    told = tuple(fits(phrase) for phrase in phrases) if "{thing}" in template.text or "{name}" in template.text else ()
+    says_style, says_background = "{style}" in template.text, "{background}" in template.text
+    return Caption(text, told, style if says_style else None, background if says_background else None)
+
+
+@cache
+def _meanings() -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for thing in objects():
+        for wording in WORDINGS:
+            for english in (False, True):
+                for phrase in wordings(thing, wording, english=english):
+                    found.setdefault(phrase, set()).add(thing.name)
+    return {phrase: frozenset(names) for phrase, names in found.items()}
+
+
+def fits(phrase: str) -> frozenset[str]:
+    """Names of the objects that a phrase of `wordings` is true of: one for a name, many for a category word."""
+    return _meanings()[phrase]
+
+
+def words_of(thing: Object) -> frozenset[str]:
+    """Every phrase that means this object and no other: what a model that never saw it must not have read."""
+    phrases = (p for w in ("name", "synonym", "clue") for e in (False, True) for p in wordings(thing, w, english=e))
+    return frozenset(phrases)
 
 
 # half of the captions and more name the style: it is the harder thing to learn
@@ -127,9 +163,12 @@ def _choose(words: list[str], generator: torch.Generator, weights: list[float]) 
     return words[int(torch.multinomial(torch.tensor(weights), 1, generator=generator))]
 
 
-def _phrase(thing: Object, generator: torch.Generator, half: Half | None, english: bool) -> str:
+def _phrase(
+    thing: Object, generator: torch.Generator, half: Half | None, english: bool, without: frozenset[str]
+) -> str:
     wording = _choose(list(WORDINGS), generator, list(SHARES["wording"].values()))
-    options = wordings(thing, wording, half, english=english) or wordings(thing, "name", english=english)
+    options = [p for p in wordings(thing, wording, half, english=english) if p not in without]
+    options = options or list(wordings(thing, "name", english=english))
     return options[int(torch.randint(len(options), (1,), generator=generator))]
 
 

@@ -71,11 +71,11 @@ SEEN: dict[str, Corruption] = {
     "uniform noise": uniform_noise,
     "smooth coloured noise": smooth_noise,
     "patches of 8 px shuffled": shuffled(8),
+    "patches of 16 px shuffled": shuffled(16),
 }
 HELD_OUT: dict[str, Corruption] = {
     "image + 30 % noise": mixed_noise(0.3),
     "image + 50 % noise": mixed_noise(0.5),
-    "patches of 16 px shuffled": shuffled(16),
     "patches of 4 px shuffled": shuffled(4),
     "constant colour": constant,
     "black": black,

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from efface import world
 from efface.judges import Judge
+from efface.judges import garbage as detector
+from efface.judges import world as reporting
 from efface.judges.garbage import RATE, STATISTICS, Garbage, deviation, fit, statistics
+from efface.sampler import latents
+from efface.work import cache_folder
 from efface.world.corruptions import HELD_OUT, SEEN
-from efface.world.measure_judge import share
-from efface.world.scenes import BACKGROUNDS, to_uint8
+from efface.world.learning import DONE, Go, write_json
+from efface.world.measure_judge import crisp, share, soft
+from efface.world.scenes import BACKGROUNDS, SIZE, to_uint8
+from efface.world.sizes import MICRO
+from efface.world.training import Part
+
+if TYPE_CHECKING:
+    from efface.model import Model
+    from efface.world.train_judge import Source
 
 
 def corrupted(images: np.ndarray, vae: Any | None, seed: int = 5) -> dict[str, np.ndarray]:
@@ -22,10 +36,38 @@ def corrupted(images: np.ndarray, vae: Any | None, seed: int = 5) -> dict[str, n
     made["empty background"] = _backgrounds(len(images), generator)
     if vae is not None:
         with torch.inference_mode():
-            latents = torch.randn(len(images), 4, 16, 16, generator=generator) / vae.config.scaling_factor
+            side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
+            shape = (len(images), vae.config.latent_channels, side, side)
+            latents = torch.randn(shape, generator=generator) / vae.config.scaling_factor
             decoded = torch.cat([vae.decode(part).sample for part in latents.split(16)])
-        made["VAE decode of a random latent"] = to_uint8(decoded / 2 + 0.5).numpy()
+        made["VAE decode of a random latent"] = at_judge_size(to_uint8(decoded / 2 + 0.5).numpy())
     return made
+
+
+def at_judge_size(images: np.ndarray, size: int = SIZE) -> np.ndarray:
+    """Small pictures with every pixel repeated up to the side that judges look at; others as they are."""
+    times = max(1, size // images.shape[1])
+    return images.repeat(times, 1).repeat(times, 2)
+
+
+@torch.inference_mode()
+def unfinished(model: Model, prompts: Sequence[str], seeds: Sequence[int], share: float = 0.4) -> np.ndarray:
+    """Pictures of latents that were denoised for `share` of the steps only: uint8 (n, h, w, 3)."""
+    made = []
+    for start in range(0, len(prompts), 16):
+        words, these = list(prompts[start : start + 16]), list(seeds[start : start + 16])
+        rows = torch.stack([e.rows for e in model.encode([*[""] * len(words), *words])])  # (2n, length, width)
+        scheduler = model.scheduler()
+        scheduler.set_timesteps(model.card.steps)
+        x, _ = latents(model, these)
+        x = x * scheduler.init_noise_sigma
+        for step in scheduler.timesteps[: int(share * model.card.steps)]:
+            scaled = scheduler.scale_model_input(torch.cat([x, x]), step)
+            blank, told = model.part("unet")(scaled, step, encoder_hidden_states=rows).sample.chunk(2)
+            x = scheduler.step(blank + model.card.guidance * (told - blank), step, x).prev_sample
+        vae = model.part("vae")
+        made.append(to_uint8(vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5).numpy())
+    return np.concatenate(made)
 
 
 def _backgrounds(count: int, generator: torch.Generator) -> np.ndarray:
@@ -42,11 +84,12 @@ def fit_and_measure(
     extra: np.ndarray,
     vae: Any | None = None,
     controls: dict[str, np.ndarray] | None = None,
+    broken: dict[str, np.ndarray] | None = None,
 ) -> tuple[Garbage, dict[str, Any]]:
     """Fit on four fifths of `base` and on `extra`, measure on the held-out fifth of `base`.
 
     `extra`: proper pictures of kinds that `base` lacks (two objects, colours); uint8 (n, 64, 64, 3).
-    `controls`: more proper pictures by name, whose flag rate is reported.
+    `controls`: more proper pictures by name, whose flag rate is reported. `broken`: more garbage by name.
     """
     order = np.random.default_rng(3).permutation(len(base))
     held, used = base[order[: len(base) // 5]], base[order[len(base) // 5 :]]
@@ -58,9 +101,64 @@ def fit_and_measure(
         "control_flag_rates": {k: _flagged(garbage, judge, v) for k, v in (controls or {}).items()},
         "caught": {}, "seen_by_the_judge_in_training": [*SEEN, "empty background"],
     }  # fmt: skip
-    for name, images in corrupted(held[:200], vae).items():
+    for name, images in (corrupted(held[:200], vae) | (broken or {})).items():
         card["caught"][name] = _flagged(garbage, judge, images) | {"alone": _alone(garbage, judge, images)}
     return garbage, card
+
+
+# --- the detectors of both models ------------------------------------------------------------------------------------
+
+
+def model_folder(name: str) -> Path:
+    """The freshly trained model of that name, else the bundled one. Raises Unavailable."""
+    trained = cache_folder() / "train" / name / "model"
+    return trained if (trained / "model_index.json").is_file() else world.folder(name)
+
+
+def garbage_parts(home: Path, source: Callable[[], Source]) -> tuple[Part, ...]:
+    """One detector a model: its drawings are the reference. `garbage` lies beside the judge, as it is bundled."""
+
+    def part(name: str, into: Path) -> Part:
+        def run(go: Go) -> bool:
+            judge = reporting.load(home / "reporting")
+            found, card = fitted(name, judge, source(), go)
+            detector.save(found, judge, card, into)
+            write_json(into / DONE, card["caught"])
+            return True
+
+        return Part(f"garbage-{name}", into, f"{name} {[*SEEN]}\n", 1, 900.0 if name == "mini" else 240.0, run)
+
+    return part("mini", home / "garbage"), part("micro", home / "garbage-micro")
+
+
+def fitted(name: str, judge: Judge, scenes: Source, go: Go) -> tuple[Garbage, dict[str, Any]]:
+    """Draw with the model (tune seeds), fit, measure. Drawn images are kept, so that this can be stopped."""
+    from efface.model import load
+    from efface.world.card import drawn
+    from efface.world.measure_drawings import add_to_card
+    from efface.world.measure_drawings import measure as measure_drawings
+
+    model = load(str(model_folder(name)), "cpu", "float32", offline=True)
+    objects = [c["name"] for c in model.concepts if c["kind"] == "object"]
+    families = [c["name"] for c in model.concepts if c["kind"] == "style"]
+    plain = 4 if len(objects) > 100 else 16
+    asked = [(f"a {thing}", k) for k in range(plain) for thing in objects]
+    asked += [(f"a {thing} in {style} style", 100 + k) for k, style in enumerate(families) for thing in objects]
+    pictures = at_judge_size(drawn(model, asked, go.work))
+    if name == "mini":
+        add_to_card(scenes.home.parent / "reporting", measure_drawings(judge, pictures, [p for p, _ in asked]))
+    vae = model.part("vae")
+    if model.card.size[0] == MICRO.pixels:
+        proper = scenes.small.images.numpy()
+        extra, held, crispy = proper[0::2], proper[1::2], None
+    else:
+        extra = soft(scenes, scenes.home / "calibrate.npz", 900).images.numpy()
+        held = soft(scenes, scenes.home / "test.npz", 901).images.numpy()
+        crispy = crisp(scenes, 901, 1, 0).images.numpy()
+    controls = {"renders through the VAE": held} | ({} if crispy is None else {"crisp renders": crispy})
+    some = asked[:: max(1, len(asked) // 200)][:200]
+    halves = at_judge_size(unfinished(model, [p for p, _ in some], [s for _, s in some]))
+    return fit_and_measure(judge, pictures, extra, vae, controls, {"denoised for 40 % of the steps": halves})
 
 
 def _flagged(garbage: Garbage, judge: Judge, images: np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sprites to scenes: one or two objects of one style on a named background, 64 x 64 pixels."""
+"""Sprites to scenes: one or two objects of one style on a named background, 64 x 64 pixels or another size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 class Scenes:
     """Drawn scenes with what they show; `two` marks scenes with two objects."""
 
-    images: torch.Tensor  # uint8 (n, 64, 64, 3)
+    images: torch.Tensor  # uint8 (n, size, size, 3)
     objects: torch.Tensor  # bool (n, objects)
     styles: torch.Tensor  # bool (n, styles)
     backgrounds: tuple[str, ...]  # (n,)
@@ -39,12 +39,16 @@ class Scenes:
 class Stage:
     """Draws scenes from a sprite bundle; keeps premultiplied sprites in memory (350 MB for all of them).
 
-    Every random draw comes from the generator given to `draw`: the same state gives the same scenes.
+    Every random draw comes from the generator given to `draw`: the same state gives the same scenes. `size` is the
+    side of a scene in pixels; sprites are first averaged to at least 1.5 times that, so that no outline is skipped.
     """
 
-    def __init__(self, sprites: Sprites) -> None:
+    def __init__(self, sprites: Sprites, size: int = SIZE) -> None:
+        self.size = size
         pixels = torch.from_numpy(sprites.pixels).permute(0, 3, 1, 2).float() / 255  # (n, 4, 96, 96)
-        self.pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], 1)  # premultiplied: no dark fringe
+        pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], 1)  # premultiplied: no dark fringe
+        shrink = max(1, int(pixels.shape[-1] / (1.5 * size)))
+        self.pixels = F.avg_pool2d(pixels, shrink) if shrink > 1 else pixels
         self.objects = torch.from_numpy(sprites.objects)
         self.styles = torch.from_numpy(sprites.styles)
         self.counts = (len(sprites.object_names), len(sprites.style_names))
@@ -69,7 +73,7 @@ class Stage:
         pair = (torch.rand(count, generator=generator) < two) & (self.objects[first] != self.objects[second])
         flip = torch.rand(count, generator=generator) < 0.5
         names, colours = self._backgrounds(count, generator, white)
-        canvas = colours[:, :, None, None].expand(-1, -1, SIZE, SIZE)  # (n, 3, 64, 64)
+        canvas = colours[:, :, None, None].expand(-1, -1, self.size, self.size)  # (n, 3, h, w)
         side = torch.where(flip, 1.0, -1.0)
         canvas = self._paint(canvas, first, self._placement(pair, side, generator))
         grid = self._placement(torch.ones_like(pair), -side, generator)
@@ -79,10 +83,12 @@ class Stage:
         styled = F.one_hot(self.styles[first], self.counts[1]).bool()
         return Scenes(to_uint8(canvas), shown, styled, names, pair)
 
-    def empty(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Backgrounds without any object: uint8 (n, 64, 64, 3)."""
-        _, colours = self._backgrounds(count, generator, 1 / len(BACKGROUNDS))
-        return to_uint8(colours[:, :, None, None].expand(-1, -1, SIZE, SIZE))
+    def empty(self, count: int, generator: torch.Generator) -> Scenes:
+        """Backgrounds without any object and without a style."""
+        names, colours = self._backgrounds(count, generator, 1 / len(BACKGROUNDS))
+        images = to_uint8(colours[:, :, None, None].expand(-1, -1, self.size, self.size))
+        blank = torch.zeros(count, sum(self.counts), dtype=torch.bool)
+        return Scenes(images, blank[:, : self.counts[0]], blank[:, self.counts[0] :], names, blank[:, 0])
 
     def _choose(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Balanced over styles first: one family draws fewer objects than the others."""
@@ -109,7 +115,7 @@ class Stage:
         return tuple(names[i] for i in index.tolist()), (table[index] + shade).clamp(0, 1)
 
     def _placement(self, pair: torch.Tensor, side: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Sampling grids (n, 64, 64, 2): scale 0.72-0.98, in a pair 0.42-0.50; tilt within 6 degrees."""
+        """Sampling grids (n, size, size, 2): scale 0.72-0.98, in a pair 0.42-0.50; tilt within 6 degrees."""
         luck = torch.rand(len(pair), 4, generator=generator)
         scale = torch.where(pair, 0.42 + 0.08 * luck[:, 0], 0.72 + 0.26 * luck[:, 0])
         angle = (luck[:, 1] - 0.5) * math.radians(12)
@@ -119,7 +125,7 @@ class Stage:
         cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
         turn = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], 1)  # (n, 2, 2)
         move = -(turn @ torch.stack([x, y], -1)[:, :, None])
-        return F.affine_grid(torch.cat([turn, move], 2), [len(pair), 4, SIZE, SIZE], align_corners=False)
+        return F.affine_grid(torch.cat([turn, move], 2), [len(pair), 4, self.size, self.size], align_corners=False)
 
     def _paint(self, canvas: torch.Tensor, rows: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         layer = F.grid_sample(self.pixels[rows], grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from efface.store import write_bytes
 from efface.world.scenes import Scenes, Stage, to_uint8
 
 
@@ -21,7 +22,7 @@ def load_vae(folder: Path) -> Any:
 
 @torch.inference_mode()
 def through(vae: Any, images: torch.Tensor, noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Encode and decode uint8 (n, 64, 64, 3), with Gaussian noise of scale `noise[k]` on the latents.
+    """Encode and decode uint8 (n, h, w, 3), with Gaussian noise of scale `noise[k]` on the latents.
 
     The noise stands for what a denoiser gets wrong: drawings are a little worse than a clean round trip.
     """
@@ -32,14 +33,24 @@ def through(vae: Any, images: torch.Tensor, noise: torch.Tensor, generator: torc
     return to_uint8(decoded / 2 + 0.5)
 
 
-def pool(path: Path, stage: Stage, rows: torch.Tensor, vae: Any, *, seed: int, rough: float, batch: int = 32) -> Scenes:
+def pool(
+    path: Path,
+    stage: Stage,
+    rows: torch.Tensor,
+    vae: Any,
+    *,
+    seed: int,
+    rough: float,
+    two: float = 0.12,
+    batch: int = 32,
+) -> Scenes:
     """One softened scene for each sprite of `rows`, made once and kept in `path`.
 
     `rough`: largest latent noise; half of the scenes get noise uniform in [0, rough], the others none.
     """
     if not path.is_file():
         generator = torch.Generator().manual_seed(seed)
-        scenes = stage.draw(len(rows), generator, rows=rows)
+        scenes = stage.draw(len(rows), generator, rows=rows, two=two)
         luck = torch.rand(2, len(rows), generator=generator)
         noise = torch.where(luck[0] < 0.5, luck[1] * rough, torch.zeros(()))
         parts = [
@@ -57,16 +68,20 @@ def pool(path: Path, stage: Stage, rows: torch.Tensor, vae: Any, *, seed: int, r
         )
 
 
+def doubled(scenes: Scenes) -> Scenes:
+    """The same scenes with every pixel twice in both directions: small pictures for judges of larger ones."""
+    images = scenes.images.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    return Scenes(images, scenes.objects, scenes.styles, scenes.backgrounds, scenes.two)
+
+
 def _write(path: Path, scenes: Scenes, images: torch.Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with staging.open("wb") as file:
-        np.savez_compressed(
-            file,
-            images=images.numpy(),
-            objects=scenes.objects.numpy(),
-            styles=scenes.styles.numpy(),
-            backgrounds=np.asarray(scenes.backgrounds),
-            two=scenes.two.numpy(),
-        )
-    os.replace(staging, path)
+    stream = io.BytesIO()
+    np.savez_compressed(
+        stream,
+        images=images.numpy(),
+        objects=scenes.objects.numpy(),
+        styles=scenes.styles.numpy(),
+        backgrounds=np.asarray(scenes.backgrounds),
+        two=scenes.two.numpy(),
+    )
+    write_bytes(path, stream.getvalue())

@@ -1,0 +1,245 @@
+"""The order of the world's parts: what is done, what is left, how long it takes, and the next sitting of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from efface.errors import BadRequest, OutputExists, UnknownName, WrongFile
+from efface.store import write_bytes
+from efface.work import cache_folder
+from efface.world import artwork
+from efface.world.deck import Withheld
+from efface.world.learning import DONE, RESULT, Go, Phase, progress_of
+from efface.world.sizes import SIZES, Size, size
+
+__all__ = ["TARGETS", "Course", "Part", "course"]
+
+TARGETS = (*SIZES, "judge")
+SETTINGS = "settings.txt"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to train, in a folder of its own. `settings`: what its result depends on, in words.
+
+    `steps` and `seconds` (of a step, on two free cores) are for the plan; `run` is True when the part is done.
+    """
+
+    name: str
+    home: Path
+    settings: str
+    steps: int
+    seconds: float
+    run: Callable[[Go], bool]
+
+    @property
+    def done(self) -> bool:
+        return (self.home / DONE).is_file()
+
+    @property
+    def share(self) -> float:
+        """How much of the part is done, 0 to 1."""
+        return 1.0 if self.done else share_of(self.home)
+
+    @property
+    def minutes_left(self) -> float:
+        """From the seconds of the steps already done here, where there are any."""
+        facts = progress_of(self.home)
+        here = facts.get("step", 0) - facts.get("since", 0)
+        if here >= 20 and not self.done:
+            return (facts["steps"] - facts["step"]) * facts["seconds"] / here / 60
+        return (1 - self.share) * self.steps * self.seconds / 60
+
+    def claim(self) -> None:
+        """Refuse (WrongFile) to go on with a part that was begun with other settings."""
+        file = self.home / SETTINGS
+        if file.is_file() and file.read_text(encoding="utf-8") != self.settings:
+            raise WrongFile(f"{self.home} was begun with other settings; move that folder away to train anew")
+        write_bytes(file, self.settings.encode())
+
+
+def share_of(home: Path) -> float:
+    """How much of its training a folder holds, 0 to 1; steps are counted by the device they were made on."""
+    facts = progress_of(home)
+    return facts["step"] / max(1, facts["steps"]) if facts else 0.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """All parts of one target in their order; `finish` puts a model together whenever a part that allows it ends."""
+
+    name: str
+    home: Path
+    parts: tuple[Part, ...]
+    finish: Callable[[Part], Path | None]
+    made: tuple[tuple[str, str], ...]  # finished folders under `home`, and what they are called elsewhere
+
+    def results(self, out: Path) -> list[tuple[Path, Path]]:
+        """Finished folders and where they go under `out`. Raises WrongFile when there is none."""
+        found = [(self.home / own, out / name) for own, name in self.made if any((self.home / own).glob("*.json"))]
+        if not found:
+            raise WrongFile(f"nothing of {self.name} is finished yet; --plan says what is left")
+        return found
+
+    @property
+    def done(self) -> bool:
+        return all(part.done for part in self.parts)
+
+    @property
+    def minutes_left(self) -> float:
+        return sum(part.minutes_left for part in self.parts)
+
+    def train(self, go: Go, say: Callable[[str], None]) -> bool:
+        """Every part that is left, one after the other, until the sitting is over; True when all are done."""
+        from filelock import FileLock, Timeout
+
+        self.home.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.home / ".lock", timeout=0):
+                return self._train(go, say)
+        except Timeout:
+            raise WrongFile(f"another process is training in {self.home}; wait for it or stop it") from None
+
+    def _train(self, go: Go, say: Callable[[str], None]) -> bool:
+        for part in self.parts:
+            if not part.done:
+                part.claim()
+                say(f"{self.name}: {part.name}, about {part.minutes_left:.0f} min left of it")
+                if go.over or not part.run(go):
+                    return False
+            if made := self.finish(part):
+                say(f"{self.name}: {made}")
+        return True
+
+    def plan(self) -> list[str]:
+        """One line a part."""
+        rows = []
+        for part in self.parts:
+            step = round(part.share * part.steps)
+            what = "done" if part.done else f"step {step} of {part.steps}, about {part.minutes_left:.0f} min left"
+            rows.append(f"{part.name:<14} {what}")
+        return [*rows, f"{'in all':<14} about {self.minutes_left:.0f} min left"]
+
+
+def course(target: str, without: Sequence[str] = (), bundle: Path | None = None) -> Course:
+    """The course of `micro`, `mini` or `judge`. Raises UnknownName, BadRequest."""
+    if target not in TARGETS:
+        raise UnknownName("target", target, TARGETS)
+
+    @cache
+    def sprites() -> artwork.Sprites:
+        return artwork.read(bundle) if bundle else artwork.sprites()
+
+    if target == "judge":
+        if without:
+            raise BadRequest("judges know every concept; --without is for micro and mini")
+        from efface.world.train_judge import judge_parts
+
+        home = cache_folder() / "train" / "judges"
+        made = tuple((name, name) for name in ("reporting", "selection", "garbage", "garbage-micro"))
+        return Course(target, home, judge_parts(home, sprites), lambda part: None, made)
+    chosen = size(target)
+    return model_course(chosen, Withheld.parse(without, chosen), sprites)
+
+
+def model_course(size: Size, withheld: Withheld, sprites: Callable[[], artwork.Sprites]) -> Course:
+    """Tokenizer, text encoder, VAE and latents are shared between a model and its golds; the U-Net is not."""
+    home = cache_folder() / "train" / size.name
+    name = f"{size.name}-without-{withheld.slug}" if withheld else size.name
+    own = home.with_name(name)
+
+    def own_sprites() -> artwork.Sprites:
+        return sprites().only(size.objects, size.styles)
+
+    shared, unets = _shared(size, home, own_sprites), _unets(size, home, own, withheld)
+
+    def finish(part: Part) -> Path | None:
+        stamp, result = own / "assembled.txt", part.home / RESULT
+        last = [p for p in unets if p.done][-1:]
+        if part not in last or not result.is_file():
+            return None
+        version = hashlib.sha256(result.read_bytes()).hexdigest()
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") == version:
+            return None
+        from efface.world.assemble import write_gold, write_model
+        from efface.world.sheet import samples
+
+        folder = made = write_model(size, home, part.home, own / "model", withheld)
+        if withheld:
+            made = write_gold(size, home, part.home, own / "gold", withheld)
+        samples(folder, size, part.home / "sheet.png")
+        write_bytes(stamp, version.encode())
+        return made
+
+    return Course(name, own, (*shared, *unets), finish, (("gold" if withheld else "model", name),))
+
+
+def _shape(size: Size, *words: object) -> str:
+    return "\n".join(str(w) for w in (size.name, size.pixels, size.objects, size.styles, size.seed, *words)) + "\n"
+
+
+def _shared(size: Size, home: Path, sprites: Callable[[], artwork.Sprites]) -> tuple[Part, ...]:
+    from efface.world.train_text import train_text, train_tokenizer
+    from efface.world.train_vae import encode_deck, load_vae, train_vae
+
+    words, text, vae, deck = (home / name for name in ("tokenizer", "text", "vae", "latents"))
+    scenes = size.copies * len(size.objects) * len(size.styles)
+    about = {
+        "tokenizer": _shape(size, size.vocabulary, size.window),
+        "text": _shape(size, size.vocabulary, size.text_width, size.text_layers, size.text_phase),
+        "vae": _shape(size, size.vae, size.latent, size.vae_phase),
+    }
+
+    def tokenizer(go: Go) -> bool:
+        train_tokenizer(size, words)
+        return True
+
+    def latents(go: Go) -> bool:
+        return encode_deck(size, sprites(), load_vae(size, vae), deck, go)
+
+    return (
+        Part("tokenizer", words, about["tokenizer"], 1, 5.0, tokenizer),
+        Part("text", text, about["text"], size.text_phase.steps, size.seconds[0],
+             lambda go: train_text(size, sprites(), words, text, go)),
+        Part("vae", vae, about["vae"], size.vae_phase.steps, size.seconds[1],
+             lambda go: train_vae(size, sprites(), vae, go)),
+        Part("latents", deck, about["vae"] + str(size.copies), scenes, size.seconds[1] / (8 * size.vae_phase.batch),
+             latents),
+    )  # fmt: skip
+
+
+def _unets(size: Size, home: Path, own: Path, withheld: Withheld) -> tuple[Part, ...]:
+    from efface.world.train_text import load_encoder
+    from efface.world.train_unet import Source, train_unet
+    from efface.world.train_vae import load_deck
+
+    @cache
+    def source() -> Source:
+        return Source(size, load_deck(home / "latents"), home / "tokenizer", withheld)
+
+    def part(number: int, phase: Phase) -> Part:
+        before = own / f"unet-{number}" if number else None
+        place = own / f"unet-{number + 1}"
+
+        def run(go: Go) -> bool:
+            text = load_encoder(size, home / "tokenizer", home / "text")
+            return train_unet(size, number, source(), text, before, place, go)
+
+        about = _shape(size, size.unet, withheld, phase, size.text_phase, size.vae, size.vae_phase, size.copies)
+        return Part(f"unet-{number + 1}", place, about, phase.steps, size.seconds[2], run)
+
+    return tuple(part(number, phase) for number, phase in enumerate(size.unet_phases))
+
+
+def copy_out(made: Path, target: Path, overwrite: bool) -> Path:
+    """A finished folder to where it shall lie. Raises OutputExists."""
+    import shutil
+
+    if target.exists() and not overwrite:
+        raise OutputExists(target)
+    shutil.copytree(made, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(DONE, SETTINGS, "sheet.png", ".*"))
+    return target

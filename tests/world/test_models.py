@@ -1,0 +1,478 @@
+"""Training of the world's models on a toy size: every part, resuming, golds, pieces, bad input. No real artwork."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import OBJECTS, TOY, sprites
+
+from efface.errors import BadRequest, Cancelled, OutputExists, UnknownName, WrongFile
+from efface.work import Work
+from efface.world import learning, pieces, training
+from efface.world.assemble import completed
+from efface.world.captions import Caption, caption, find, fits, words_of
+from efface.world.deck import COLOURS, Labels, Withheld, Writer, pairs, true_of
+from efface.world.learning import EMA_FILE, RESULT, Go, Phase, learn, read
+from efface.world.sizes import MICRO, MINI, SIZES
+from efface.world.train_text import encoder, train_tokenizer
+from efface.world.train_unet import Source, unet
+from efface.world.train_vae import autoencoder, load_deck, outlines
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def toy_course(without: tuple[str, ...] = ()) -> training.Course:
+    return training.model_course(TOY, Withheld.parse(without, TOY), sprites)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which the toy and its gold without dogs are trained to the end."""
+    home = tmp_path_factory.mktemp("toys")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFACE_CACHE", str(home))
+        assert toy_course().train(Go(Work()), quiet)
+        assert toy_course(("dog",)).train(Go(Work()), quiet)
+    return home
+
+
+@pytest.fixture
+def trained(toys: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EFFACE_CACHE", str(toys))
+    return toys
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def small(killed_at: int | None = None) -> tuple[torch.nn.Module, Callable[[int], torch.Tensor], Any]:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+    def batch(step: int) -> torch.Tensor:
+        if step == killed_at:
+            raise KeyboardInterrupt
+        return torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+
+    return net, batch, lambda x: (net(x) - x[:, :1]).square().mean()
+
+
+PHASE = Phase(12, 5, 1e-2, ema=0.8)
+
+
+def run(home: Path, killed_at: int | None = None, **how: Any) -> dict[str, torch.Tensor]:
+    net, batch, loss = small(killed_at)
+    learn(net, PHASE, batch, loss, home, how.pop("go", Go(Work())), label="small", **how)
+    return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("step", [1, 5, 11])
+def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, step: int) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", killed_at=step, save_seconds=0.0)
+    again = run(tmp_path / "killed")
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    first, second = read(tmp_path / "whole" / RESULT)[0], read(tmp_path / "killed" / RESULT)[0]
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_stop_without_any_save_starts_again_and_ends_the_same(tmp_path: Path) -> None:
+    net, batch, loss = small()
+
+    def failing(step: int) -> torch.Tensor:
+        if step == 7:
+            raise MemoryError  # nothing is saved on the way out, as after a kill -9
+        return batch(step)
+
+    with pytest.raises(MemoryError):
+        learn(net, PHASE, failing, loss, tmp_path / "a", Go(Work()), label="small")
+    assert not (tmp_path / "a" / "state.safetensors").exists()
+    again, whole = run(tmp_path / "a"), run(tmp_path / "b")
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_sittings_end_in_time_and_join_up(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    over = Go(Work(), minutes=1)
+    over.begun -= 3600
+    net, batch, loss = small()
+    assert not learn(net, PHASE, batch, loss, tmp_path / "parts", over, label="small")
+    assert learning.progress_of(tmp_path / "parts")["step"] < PHASE.steps
+    again = run(tmp_path / "parts")
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_weights_of_the_running_mean_are_enough_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "here", killed_at=6, save_seconds=0.0)
+    (tmp_path / "there").mkdir()
+    shutil.copy(tmp_path / "here" / EMA_FILE, tmp_path / "there")
+    net, batch, loss = small()
+    assert learn(net, PHASE, batch, loss, tmp_path / "there", Go(Work()), label="small")
+    facts = learning.progress_of(tmp_path / "there")
+    assert facts["step"] == PHASE.steps
+    assert facts["since"] == 6
+
+
+def test_what_was_begun_on_another_device_goes_on_at_the_same_share(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, killed_at=6, save_seconds=0.0)
+    net, batch, loss = small()
+    other = Phase(4, 5, 1e-2, ema=0.8)
+    assert learn(net, other, batch, loss, tmp_path, Go(Work()), label="small")
+    assert learning.progress_of(tmp_path)["since"] == 2
+    assert Phase(100, 32, 1e-3).on("cuda") == Phase(25, 256, 1.5e-3)
+    assert Phase(100, 32, 1e-3).on("cpu") == Phase(100, 32, 1e-3)
+
+
+def test_a_stop_by_the_user_is_saved(tmp_path: Path) -> None:
+    work = Work()
+    net, batch, loss = small()
+
+    def stopping(step: int) -> torch.Tensor:
+        if step == 4:
+            work.cancel()
+        return batch(step)
+
+    with pytest.raises(Cancelled):
+        learn(net, PHASE, stopping, loss, tmp_path, Go(work), label="small")
+    assert 0 < learning.progress_of(tmp_path)["step"] < PHASE.steps
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, killed_at=3, save_seconds=0.0)
+    before = (tmp_path / "state.safetensors").read_bytes()
+
+    def full(self: Work, state: dict[str, torch.Tensor]) -> None:
+        (tmp_path / "state.safetensors.1.tmp").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Work, "save", full)
+    with pytest.raises(WrongFile, match="No space left"):
+        run(tmp_path, save_seconds=0.0)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_rate_warms_up_falls_and_warms_up_again_without_memory() -> None:
+    phase = Phase(1000, 1, 1e-3)
+    rates = [phase.rate_at(k) for k in range(1000)]
+    assert rates[0] < 1e-4
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(1e-5, rel=0.05)
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert phase.rate_at(500, since=500) < 0.05 * phase.rate_at(500)
+    assert phase.rate_at(600, since=500) == phase.rate_at(600)
+
+
+def test_minutes_are_bounded() -> None:
+    with pytest.raises(BadRequest, match="150"):
+        Go(Work(), minutes=151)
+
+
+# --- what is shown and said ------------------------------------------------------------------------------------------
+
+
+def labels(*rows: tuple[int, int, int, int]) -> Labels:
+    return Labels(*(torch.tensor(column) for column in zip(*rows, strict=True)))
+
+
+def test_captions_are_true_of_what_they_say_and_of_nothing_else() -> None:
+    dog, cat, noto, blob = frozenset(["dog"]), frozenset(["cat"]), "noto", "blob"
+    told = [
+        Caption("a dog", (dog,), None, None), Caption("a dog in noto style", (dog,), noto, None),
+        Caption("a cat and a dog", (cat, dog), None, None), Caption("an animal", (dog | cat,), None, None),
+        Caption("a picture in blob style", (), blob, None), Caption("a red background", (), None, "red"),
+    ]  # fmt: skip
+    red, blue = COLOURS.index("red"), COLOURS.index("blue")
+    shown = labels((0, -1, 0, red), (0, -1, 1, blue), (0, 1, 0, red), (1, -1, 1, red), (-1, -1, -1, red))
+    assert true_of(told, shown, TOY).int().tolist() == [
+        [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 0, 1, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 1],
+    ]  # fmt: skip
+
+
+def test_a_caption_knows_what_it_says() -> None:
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(300):
+        said = caption([find("dog")], "noto", "red", generator)
+        assert (said.style is not None) == ("noto" in said.text)
+        assert (said.background is not None) == ("red" in said.text.split())
+        assert all("dog" in names for names in said.phrases)
+    assert fits("a dog") == frozenset(["dog"])
+    assert {"dog", "lion"} <= fits("a animal") | fits("an animal")
+
+
+def test_batches_show_one_object_in_two_styles() -> None:
+    drawn = torch.ones(4, 2, dtype=torch.bool)
+    things, styles = pairs(9, drawn, torch.Generator().manual_seed(0))
+    assert len(things) == len(styles) == 9
+    assert torch.equal(things[0:8:2], things[1:9:2])
+    assert (styles[0:8:2] != styles[1:9:2]).all()
+    drawn[2, 1] = False
+    things, styles = pairs(400, drawn, torch.Generator().manual_seed(0))
+    assert drawn[things, styles].all()
+    assert (styles == 1).float().mean() > 0.35
+
+
+def test_long_captions_are_drawn_again(trained: Path) -> None:
+    writer = Writer(TOY, trained / "train" / "toy" / "tokenizer")
+    shown = labels(*[(0, 3, 0, 1)] * 200)
+    told, ids = writer.write(shown, torch.Generator().manual_seed(0))
+    assert ids.shape == (200, TOY.window)
+    assert (ids[:, 0] == 0).all()
+    assert (ids[:, -1] == 1).all()
+    assert all(len(c.phrases) in (0, 2) for c in told)
+
+
+@pytest.mark.parametrize(("names", "error", "word"), [
+    (["unicorns"], UnknownName, "unicorns"), (["noto", "noto style"], BadRequest, "twice"),
+    (["dog", "dog"], BadRequest, "twice"), (["dog", "cat", "key"], BadRequest, "fewer"),
+])  # fmt: skip
+def test_bad_withheld_names_are_refused(names: list[str], error: type[Exception], word: str) -> None:
+    with pytest.raises(error, match=word):
+        Withheld.parse(names, TOY)
+
+
+def test_a_gold_sees_nothing_of_what_is_withheld(trained: Path) -> None:
+    home = trained / "train" / "toy"
+    withheld = Withheld.parse(["dog", "blob style"], Size_of_three())
+    source = Source(Size_of_three(), load_deck(home / "latents"), home / "tokenizer", withheld)
+    shown, text = set(), set()
+    for step in range(60):
+        *_, ids = source.batch(step, "unet-1", 8)
+        text |= {source.writer.words(row) for row in ids}
+    allowed = source.labels.allowed(withheld, TOY)
+    rows = source.rows[source.count > 0]
+    for row, count in zip(rows, source.count[source.count > 0], strict=True):
+        shown |= set(row[: int(count)].tolist())
+    assert shown
+    assert all(bool(allowed[k]) for k in shown)
+    assert not (source.labels.first[list(shown)] == 0).any()
+    assert not (source.labels.second[list(shown)] == 0).any()
+    forbidden = {phrase.removeprefix("a ") for phrase in words_of(find("dog"))}
+    assert not [t for t in text for word in forbidden if f" {word} " in f" {t} "]
+    assert not [t for t in text if "blob" in t]
+
+
+def Size_of_three() -> Any:
+    """The toy, with a third style in name, so that one can be withheld."""
+    import dataclasses
+
+    return dataclasses.replace(TOY, styles=(*TOY.styles, "flat"))
+
+
+# --- whole courses ---------------------------------------------------------------------------------------------------
+
+
+def test_the_model_loads_and_draws(trained: Path) -> None:
+    from efface.model import load
+
+    folder = trained / "train" / "toy" / "model"
+    model = load(str(folder), "cpu", "float32", offline=True)
+    assert model.card.latent == (4, 8, 8)
+    assert (model.card.steps, model.card.guidance, model.card.preset) == (20, 4.0, "world")
+    writer = Writer(TOY, trained / "train" / "toy" / "tokenizer")
+    for text in ("", "a dog in noto style", "An Owl, naïve!"):
+        ids = model.tokens(text)
+        assert writer.ids([text])[0].tolist() == ids + [1] * (TOY.window - len(ids)), text
+    picture = model.generate("a dog", [0], steps=2)[0]
+    assert picture.size == (32, 32)
+    assert {c["name"] for c in model.concepts} == {*OBJECTS, *TOY.styles}
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["clip_sample"] is False
+    assert "Google" in (folder / "README.md").read_text()
+    weights = {f.suffix for f in folder.rglob("*") if f.stat().st_size > 5000 and f.suffix not in (".json", ".txt")}
+    assert weights == {".safetensors"}
+
+
+def test_plain_diffusers_draws_the_same_pixels(trained: Path) -> None:
+    import numpy as np
+    from diffusers import StableDiffusionPipeline
+
+    from efface.model import load
+
+    folder = str(trained / "train" / "toy" / "model")
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe("a dog", num_inference_steps=2, guidance_scale=4.0, generator=torch.Generator().manual_seed(0))
+    ours = load(folder, "cpu", "float32", offline=True).generate("a dog", [0], steps=2)[0]
+    assert np.abs(np.asarray(made.images[0]).astype(int) - np.asarray(ours).astype(int)).max() <= 1
+
+
+def test_unfinished_drawings_are_those_of_the_sampler_when_finished(trained: Path) -> None:
+    import numpy as np
+
+    from efface.model import load
+    from efface.sampler import sample
+    from efface.world.measure_garbage import unfinished
+
+    model = load(str(trained / "train" / "toy" / "model"), "cpu", "float32", offline=True)
+    prompts, seeds = ["a dog", "a cat in noto style"], [3, 4]
+    whole = sample(model, prompts, seeds).astype(int)
+    assert np.abs(unfinished(model, prompts, seeds, 1.0).astype(int) - whole).max() <= 1
+    assert np.abs(unfinished(model, prompts, seeds, 0.4).astype(int) - whole).max() > 1
+
+
+def test_every_part_leaves_a_curve_and_a_sheet(trained: Path) -> None:
+    home = trained / "train" / "toy"
+    for part in ("text", "vae", "unet-1", "unet-2"):
+        assert (home / part / "sheet.png").is_file(), part
+        assert (home / part / "curve.png").is_file(), part
+        facts = json.loads((home / part / "curve.json").read_text())
+        assert len(facts["loss"]) == facts["steps"] == facts["step"]
+
+
+def test_a_finished_course_says_so_and_does_nothing(trained: Path) -> None:
+    course = toy_course()
+    before = {f: f.stat().st_mtime_ns for f in course.home.rglob("*.safetensors")}
+    assert course.done
+    assert course.train(Go(Work()), quiet)
+    assert {f: f.stat().st_mtime_ns for f in course.home.rglob("*.safetensors")} == before
+    assert course.plan()[-1] == "in all         about 0 min left"
+
+
+def test_a_gold_shares_all_but_the_unet(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = trained / "train" / "toy-without-dog" / "gold"
+    assert sorted(p.name for p in gold.iterdir()) == ["README.md", "concepts.json", "efface.json", "gold.json", "unet"]
+    assert "dog" not in {c["name"] for c in json.loads((gold / "concepts.json").read_text())["concepts"]}
+    monkeypatch.setattr("efface.world.folder", lambda name: trained / "train" / name / "model")
+    whole = completed(gold)
+    base = trained / "train" / "toy" / "model"
+    for part in ("vae", "text_encoder"):
+        ours = next((whole / part).glob("*.safetensors")).read_bytes()
+        assert ours == next((base / part).glob("*.safetensors")).read_bytes()
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert (whole / name).read_bytes() == (gold / name).read_bytes() != (base / name).read_bytes()
+    assert completed(gold) == whole
+
+
+def test_other_settings_are_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    course = toy_course()
+    text = course.parts[1]
+    text.home.mkdir(parents=True)
+    (text.home / "settings.txt").write_text("something else\n")
+    with pytest.raises(WrongFile, match="other settings"):
+        course.train(Go(Work()), quiet)
+
+
+def test_two_processes_do_not_train_one_course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    course = toy_course()
+    course.home.mkdir(parents=True)
+    with FileLock(course.home / ".lock"), pytest.raises(WrongFile, match="another process"):
+        course.train(Go(Work()), quiet)
+
+
+def test_pieces_carry_a_course_to_another_machine(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "LARGEST", 50_000)
+    made = pieces.split(toy_course(), tmp_path / "out")
+    assert len(made) > 2
+    assert max(p.stat().st_size for p in made) <= 50_000
+    with pytest.raises(WrongFile, match="exists already"):
+        pieces.split(toy_course(), tmp_path / "out")
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "other"))
+    there = toy_course()
+    assert pieces.join(there, tmp_path / "out") == ["tokenizer", "text", "vae", "unet-1", "unet-2"]
+    assert [p.name for p in there.parts if not p.done] == ["latents"]
+    assert not list(there.home.glob(".join*"))
+    assert pieces.join(there, tmp_path / "out") == []
+    first = (there.home / "unet-2" / RESULT).read_bytes()
+    assert first == (trained / "train" / "toy" / "unet-2" / RESULT).read_bytes()
+
+
+def test_damaged_pieces_change_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = pieces.split(toy_course(), tmp_path / "out")
+    data = bytearray(made[0].read_bytes())
+    data[1000] ^= 1
+    made[0].write_bytes(bytes(data))
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "other"))
+    with pytest.raises(WrongFile, match="copy them again"):
+        pieces.join(toy_course(), tmp_path / "out")
+    assert not (tmp_path / "other" / "train" / "toy").exists()
+    with pytest.raises(WrongFile, match="cannot read"):
+        pieces.join(toy_course(), tmp_path / "nowhere")
+
+
+def test_results_are_copied_once(trained: Path, tmp_path: Path) -> None:
+    [(made, place)] = toy_course().results(tmp_path)
+    training.copy_out(made, place, False)
+    assert (place / "model_index.json").is_file()
+    with pytest.raises(OutputExists):
+        training.copy_out(made, place, False)
+
+
+def test_unknown_targets_and_golds_of_judges_are_refused() -> None:
+    with pytest.raises(UnknownName, match="micro"):
+        training.course("micr")
+    with pytest.raises(BadRequest, match="judges"):
+        training.course("judge", ["dog"])
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def parameters(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=lambda s: s.name)
+def test_models_are_as_small_as_promised(size: Any) -> None:
+    with torch.device("meta"):
+        denoiser = parameters(unet(size))
+        whole = denoiser + parameters(autoencoder(size)) + parameters(encoder(size, size.vocabulary))
+    if size is MICRO:
+        assert whole <= 2_000_000
+        assert 2 * denoiser <= 1_900_000  # bytes of a gold, with room for its header
+    else:
+        assert 2 * whole <= 38_000_000
+
+
+def test_sizes_hold_what_they_must() -> None:
+    from efface import world
+
+    assert len(MICRO.objects) == 24
+    assert len(set(MICRO.objects)) == 24
+    assert len(MICRO.styles) == 4
+    assert {o.name for o in world.objects() if o.category == "hazard"} <= set(MINI.objects)
+    assert {o.name for o in world.objects() if o.picked} <= set(MINI.objects)
+    assert set(MICRO.objects) <= set(MINI.objects)
+    assert (MICRO.side, MINI.side) == (8, 8)
+
+
+def test_outlines_are_seen_to_be_drawn_or_blurred() -> None:
+    sharp = torch.full((1, 3, 32, 32), 1.0)
+    sharp[:, :, 16] = -1
+    soft = torch.nn.functional.avg_pool2d(sharp, 3, 1, 1)
+    assert outlines(sharp, sharp) == pytest.approx(1)
+    assert outlines(sharp, soft) < 0.5
+
+
+def test_the_tokenizer_reads_everything_and_names_in_few_tokens_and_repeats(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    train_tokenizer(MICRO, tmp_path)
+    reader = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert reader.encode("").ids == [0, 1]
+    for text in (*(chr(code) for code in range(33, 127)), "naïve", "犬", "🐕"):
+        assert 1 not in reader.encode(text).ids[1:-1], text
+    assert max(len(reader.encode(name).ids) - 2 for name in MICRO.objects) <= 2
+    assert len(reader.encode("a dog in noto style").ids) == 7
+    first = (tmp_path / "tokenizer.json").read_bytes()
+    train_tokenizer(MICRO, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == first
