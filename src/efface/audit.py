@@ -1,38 +1,39 @@
 """Audit: draw a suite with the base and the edited model, judge it, write the report.
 
-A run is a folder: `spec.json` (frozen), `records.jsonl`, `images/`, `report.html`, `report.json`. The same command
-goes on where a killed one stopped; another spec in the same folder is refused.
+A run is a folder: `spec.json` (frozen), `plan.json`, `environment.json`, `records.jsonl`, `images/`, `report.html`,
+`report.json`. The same command goes on where a killed one stopped; another spec in the same folder is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
-import shutil
-import sys
+import inspect
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import efface
+from efface import evaluation, runfolder
 from efface import report as page
-from efface.errors import BadRequest, OutputExists, UnknownName
-from efface.measure import Sampling, Side, absent_table, cell, draw, judge_images, tables
-from efface.registry import find
+from efface.engines.local import Tally
+from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
+from efface.measure import Sampling, Side, Watch, draw, fingerprint, judge_images, record_failures
+from efface.registry import configure, find
 from efface.request import Concept, Request
-from efface.store import Images, Records, key_of, write_bytes
-from efface.suites import ROLES, Item, suite_hash
+from efface.store import Images
+from efface.suites import Item, Known, Plan, suite_hash, veiled
 from efface.work import Work, cache_folder
 
 if TYPE_CHECKING:
+    from efface.gate import Gate
     from efface.model import Model
     from efface.patch import Patch
 
 __all__ = ["Audit", "audit", "concepts_for", "images_of", "request_of"]
 
-SHEET = 8  # pairs a sheet, the first of each concept in the suite's own order: chosen before judging
+PRIVATE_SHARDS = 16  # shards of a private suite that are on disk at a time
 
 
 def request_of(patch: Patch) -> Request:
@@ -48,7 +49,11 @@ def _concept(row: dict[str, Any]) -> Concept:
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that decides an audit. `edited` is the base with `patch`, or another model."""
+    """Everything that decides an audit. `edited` is the base with `patch`, or another model.
+
+    judge: NAME or NAME:WHERE instead of the suite's own. settings: of the suite. control: the edited side is declared
+    to be no edit. store_images: keep the images of a private suite.
+    """
 
     base: Model
     request: Request
@@ -58,15 +63,45 @@ class Audit:
     steps: int | None = None
     guidance: float | None = None
     command: str = ""
+    judge: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+    control: bool = False
+    store_images: bool = False
 
     def __post_init__(self) -> None:
         if (self.patch is None) == (self.edited is None):
             raise BadRequest("an audit needs either a patch or an edited model, got both or neither")
-        if self.edited is not None and self.edited.identity == self.base.identity:
-            raise BadRequest("base and edited model are the same; name the edited one and the one it was made from")
+        if self.edited is not None and self.edited.identity == self.base.identity and not self.control:
+            raise BadRequest(
+                "base and edited model are the same; name the edited one and the one it was made from, "
+                "or declare a control with --control"
+            )
+
+    def settled(self) -> Audit:
+        """With the kind of every concept decided."""
+        return dataclasses.replace(self, request=self.request.settle(self.base.kinds))
+
+    def planned(self) -> tuple[Any, Plan]:
+        """The suite and what it draws, prompts cut to what the model reads. Raises BadRequest, UnknownName."""
+        suite = configure(self.suite, dict(self.settings), "suites")
+        plan = suite.plan(self.request, Known(self.base.concepts, self.base.captions))
+        if not plan.items:
+            raise BadRequest(f"suite {self.suite} draws nothing for this request; name concepts that it knows")
+        items = tuple(dataclasses.replace(i, prompt=_cut(self.base, i.prompt)) for i in plan.items)
+        cut = len({i.prompt for i in plan.items} - {i.prompt for i in items})
+        said = (f"the ends of {cut} prompts, longer than the model reads: they were cut at a word",) if cut else ()
+        return suite, dataclasses.replace(plan, items=items, not_measured=(*plan.not_measured, *said))
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling.of(self.base, self.steps, self.guidance)
 
     def spec(self, items: tuple[Item, ...]) -> dict[str, Any]:
         """What is frozen in the run folder."""
+        extra = {
+            "control": self.control, "judge": self.judge, "settings": [[k, str(v)] for k, v in self.settings],
+            "store_images": self.store_images,
+        }  # fmt: skip
         return {
             "format": "efface-run/1",
             "base": self.base.identity,
@@ -74,206 +109,210 @@ class Audit:
             "edited": self.edited.identity if self.edited else "",
             "suite": self.suite,
             "suite_hash": suite_hash(items),
-            "sampling": Sampling.of(self.base, self.steps, self.guidance).hash,
+            "sampling": self.sampling.hash,
             "request": self.request.asdict(),
+            **{k: v for k, v in extra.items() if v},
         }
 
+    def sides(self) -> tuple[Side, Side]:
+        """Base and edited. An edited side that draws what the base draws is refused unless declared a control."""
+        base = Side("base", self.base)
+        if self.edited is not None:
+            return base, Side("edited", self.edited)
+        assert self.patch is not None
+        with self.patch.applied(self.base):
+            same = fingerprint(self.base) == self.base.identity
+        if same and not self.control:
+            raise BadRequest(
+                "the patch leaves the model as it is (weights, guards and gates are the base's); "
+                "raise its strength, or declare a control with --control"
+            )
+        return base, Side("edited", self.base, "" if same else self.patch.hash)
 
-def audit(asked: Audit, out: Path, work: Work | None = None, overwrite: bool = False) -> dict[str, Any]:
+
+def _cut(model: Model, prompt: str) -> str:
+    """The longest run of whole words that the model reads."""
+    window = model.card.streams[0].length
+    words = prompt.split(" ")
+    if len(prompt) + 2 <= window or len(model.tokens(prompt)) <= window:
+        return prompt
+    low, high = 0, len(words)  # `low` words fit, `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if len(model.tokens(" ".join(words[:middle]))) <= window else (low, middle)
+    return " ".join(words[:low])
+
+
+def audit(
+    asked: Audit,
+    out: Path,
+    work: Work | None = None,
+    overwrite: bool = False,
+    gate: Gate | None = None,
+    allow_undecided: bool = False,
+    metrics: Sequence[tuple[str, Any]] = (),
+) -> dict[str, Any]:
     """Draw, judge, count, write `out/report.html` and `out/report.json`; returns the report.
 
-    Raises OutputExists for a folder that holds another run or something else, BadRequest, Unavailable.
+    metrics: by name, from `scores.configured`; they look at the stored images again. With a gate the report says what
+    each rule found. Raises OutputExists for a folder that holds another run or something else, BadRequest (a base that
+    equals its edit, a gate for another suite), WrongFile.
     """
-    work = work or Work()
-    suite = find("suites", asked.suite)()
-    request = asked.request.settle(asked.base.kinds)
-    asked = dataclasses.replace(asked, request=request)
-    items = suite.items(request, asked.base.concepts)
-    spec = asked.spec(items)
-    _open_run(out, spec, overwrite)
-    start = time.monotonic()
-    records, images, judges, cost = _measure(asked, items, out, work)
-    result = _report(asked, suite, items, records, judges, spec)
-    result["cost"] = cost | {"seconds": round(time.monotonic() - start, 1)}
-    page.write(result, out, images.png)
+    work, start = work or Work(), time.perf_counter()
+    asked = asked.settled()
+    suite, plan = asked.planned()
+    sides = asked.sides()
+    watch = watching(suite, asked.judge)
+    spec = asked.spec(plan.items)
+    with runfolder.opened(out, spec, overwrite) as folder:
+        cost = _Costs(start)
+        _measure(asked, suite, plan.items, sides, watch, folder, work, cost)
+        told = tuple(dataclasses.replace(i, prompt=veiled(i.prompt)) if suite.private else i for i in plan.items)
+        part = cost.timed("seconds counting")
+        told_plan = dataclasses.replace(plan, items=told)
+        result = evaluation.report(asked, suite, told_plan, folder, watch, spec, metrics)
+        if gate:
+            evaluation.add_gate(result, gate, allow_undecided, told, evaluation.current(folder, watch))
+        part()
+        result["cost"] = cost.lines(asked, folder)
+        page.write(result, out, evaluation.picture_source(folder.images, suite.private))
     return result
 
 
-def _open_run(out: Path, spec: dict[str, Any], overwrite: bool) -> None:
-    frozen = out / "spec.json"
-    same = frozen.exists() and json.loads(frozen.read_text()) == json.loads(json.dumps(spec))
-    if out.exists() and not same and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise OutputExists(out)
-        shutil.rmtree(out) if out.is_dir() else out.unlink()
-    write_bytes(frozen, json.dumps(spec, sort_keys=True, indent=1).encode())
+class _Costs:
+    """Where the time went, and what was drawn."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.seconds = {"seconds drawing": 0.0, "seconds judging": 0.0, "seconds counting": 0.0}
+        self.drawn = {"base": 0, "edited": 0}
+        self.planned = 0
+        self.repaired = 0
+
+    def timed(self, name: str) -> Any:
+        begin = time.perf_counter()
+
+        def end() -> None:
+            self.seconds[name] += time.perf_counter() - begin
+
+        return end
+
+    def lines(self, asked: Audit, folder: runfolder.Folder) -> dict[str, Any]:
+        """The costs of this call: a run that went on states its last part."""
+        whole = time.perf_counter() - self.start
+        drawing = self.seconds["seconds drawing"]
+        found: dict[str, Any] = {f"{side} images drawn": n for side, n in self.drawn.items()}
+        found["images taken from the cache"] = self.planned - sum(self.drawn.values())
+        found["bytes of the patch"] = len(asked.patch.to_bytes()) if asked.patch else 0
+        found |= {"images repaired": self.repaired, "damaged records dropped": folder.records.damaged}
+        found |= {name: round(value, 2) for name, value in self.seconds.items()}
+        found["seconds beside drawing"] = round(whole - drawing, 2)
+        return found | {"seconds": round(whole, 1)}
 
 
-class _TwoPlaces(Images):
-    """Images of the run, with the shared cache of base images behind them."""
-
-    def __init__(self, folder: Path, cache: Images) -> None:
-        super().__init__(folder)
-        self.cache = cache
-
-    def png(self, key: str) -> bytes:
-        return super().png(key) if self.has(key) else self.cache.png(key)
-
-
-def images_of(run: Path) -> Images:
-    """The images of a run, base images from the shared cache."""
-    return _TwoPlaces(run / "images", Images(cache_folder() / "images"))
+@contextmanager
+def _applied(asked: Audit, side: Side) -> Iterator[None]:
+    with ExitStack() as stack:
+        if side.name == "edited" and asked.patch and side.patch:
+            stack.enter_context(asked.patch.applied(asked.base))
+        yield
 
 
 def _measure(
-    asked: Audit, items: tuple[Item, ...], out: Path, work: Work
-) -> tuple[Records, Images, tuple[Any, Any], dict[str, Any]]:
-    from efface.judges import garbage as garbage_module
-
-    judge = find("judges", "world")()
-    garbage = garbage_module.load(judge)
-    sampling = Sampling.of(asked.base, asked.steps, asked.guidance)
-    cache, own = Images(cache_folder() / "images"), Images(out / "images")
-    records = Records(out / "records.jsonl")
-    base = Side("base", asked.base)
-    drawn = {"base images drawn": draw(base, items, sampling, cache, work)}
-    judge_images(base, items, sampling, cache, judge, garbage, records)
-    if asked.patch:
-        edited = Side("edited", asked.base, asked.patch.hash)
-        with asked.patch.applied(asked.base):
-            drawn["edited images drawn"] = draw(edited, items, sampling, own, work)
-    else:
-        edited = Side("edited", asked.edited or asked.base)
-        drawn["edited images drawn"] = draw(edited, items, sampling, own, work)
-    judge_images(edited, items, sampling, own, judge, garbage, records)
-    size = len(asked.patch.to_bytes()) if asked.patch else 0
-    return records, images_of(out), (judge, garbage), drawn | {"bytes of the patch": size}
-
-
-# --- the report as data ------------------------------------------------------------------------------------------
-
-
-def _report(
     asked: Audit,
     suite: Any,
     items: tuple[Item, ...],
-    records: Records,
-    judges: tuple[Any, Any],
-    spec: dict[str, Any],
-) -> dict[str, Any]:
-    judge, garbage = judges
-    rows = [r for r in records if r["judge_version"] == judge.version]
-    counted = tables(items, rows, frozenset((*judge.objects, *judge.styles)))
-    counted += [absent_table(role, reason) for role, reason in suite.absent.items()]
-    recipe = asked.patch.recipe if asked.patch else {}
-    sampling = Sampling.of(asked.base, asked.steps, asked.guidance)
-    return {
-        "format": "efface-report/1",
-        "title": f"{', '.join(c.name for c in asked.request.concepts)}: suppressed in {asked.base.card.name}?",
-        "verdict": {"line": _verdict(counted), "state": "none"},
-        "asked": {
-            "model": asked.base.card.name,
-            "concepts": [{"name": c.name, "kind": c.kind, "anchor": c.anchor} for c in asked.request.concepts],
-            "keep": list(asked.request.kept_texts),
-            "method": recipe.get("method", "unknown"),
-            "preset": recipe.get("preset", "unknown"),
-            "seed": asked.request.seed,
-            "suite": asked.suite,
-            "command": asked.command,
-        },
-        "tables": counted,
-        "sheets": _sheets(items, rows),
-        "garbage": {side: cell(sum(r["garbage"] for r in rows if r["side"] == side),
-                               sum(r["side"] == side for r in rows)) for side in ("base", "edited")},
-        "not_measured": list(suite.not_measured(asked.request, asked.base.concepts)),
-        "limits": LIMITS,
-        "recipe": {k: v for k, v in recipe.items() if k != "request"},
-        "judges": [_judge_row(judge), {"name": "garbage", "version": garbage.version, "role": "garbage detector",
-                                       "threshold": "1 % of base images", "note": "statistics only"}],
-        "suite": {
-            "name": asked.suite, "version": suite.version, "hash": spec["suite_hash"], "prompts":
-            len({i.prompt for i in items}), "images": len(items),
-            "sampler": {"steps": sampling.steps, "guidance": sampling.guidance, "dtype": sampling.dtype,
-                        "scheduler": asked.base.card.schedule_dict()["_class_name"]},
-        },
-        "hashes": {"base model": asked.base.identity, "patch": asked.patch.hash if asked.patch else "",
-                   "edited model": spec["edited"], "run": key_of(**spec)[:16]},
-        "environment": {"efface": efface.__version__, "python": platform.python_version(), **_versions()},
-        "cost": {},
-        "images": "base images: the shared cache; edited images: images/ beside this page",
-    }  # fmt: skip
+    sides: tuple[Side, Side],
+    watch: Watch,
+    folder: runfolder.Folder,
+    work: Work,
+    cost: _Costs,
+) -> None:
+    sampling, hidden = asked.sampling, suite.private and not asked.store_images
+    place = folder.images if suite.private else folder.cache
+    pixels = {r["image"]: r["pixels"] for r in folder.records if r.get("pixels")}
+    damaged = {}
+    for side in sides:
+        keys = [side.image_key(i, sampling) for i in items]
+        if not suite.private:
+            folder.cache.adopt(folder.images, keys)
+        damaged[side.name] = folder.drop_damaged(keys, pixels)
+    plan = folder.freeze(sides, items, sampling, suite.private)
+    cost.planned = 2 * len(items)
+    for side in sides:
+        cost.repaired += len(damaged[side.name])
+        shards = folder.shards(plan, side, items, sampling)
+        failed = {r["image"] for r in folder.records if r["side"] == side.name and r.get("state") == "error"}
+        judged = {r["image"] for r in folder.records if r["key"] == watch.key(side.name, r["image"])}
+        skip = failed | (judged if hidden else set())
+        by_key = {side.image_key(i, sampling): i for i in items}
+        step = PRIVATE_SHARDS if hidden else max(len(shards), 1)
+        for batch in [shards[k : k + step] for k in range(0, len(shards), step)] or [[]]:
+            tally = Tally()
+            begin = time.perf_counter()
+            with _applied(asked, side):
+                cost.drawn[side.name] += draw(side, items, sampling, place, work, batch, tally, skip)
+            cost.seconds["seconds drawing"] += min(tally.seconds, time.perf_counter() - begin)
+            part = [by_key[row[2]] for shard in batch for row in shard] if hidden else items
+            _judge(side, part, sampling, watch, folder, work, cost, tally, damaged[side.name])
+            if hidden:
+                for item in part:
+                    folder.images.drop(side.image_key(item, sampling))
 
 
-LIMITS = [
-    "A concept that no longer shows is suppressed in generation; it is not deleted from the model.",
-    "Rates hold for these prompts, seeds and sampler settings; other wordings were not drawn.",
-    "No attack was run: somebody who looks for the concept with effort may find it.",
-    "The judge is a small network; its false alarms and misses are in its card (docs/judges.md).",
-]
+def _judge(
+    side: Side,
+    items: Sequence[Item],
+    sampling: Sampling,
+    watch: Watch,
+    folder: runfolder.Folder,
+    work: Work,
+    cost: _Costs,
+    tally: Tally,
+    damaged: Sequence[str],
+) -> None:
+    """Take the images over, then one record each, those that failed included."""
+    end = cost.timed("seconds judging")
+    folder.images.adopt(folder.cache, [side.image_key(i, sampling) for i in items])
+    folder.void_changed(damaged)
+    record_failures(side, items, sampling, watch, folder.records, tally.failed or {})
+    judge_images(side, items, sampling, folder.images, watch, folder.records, work)
+    end()
 
 
-def _verdict(counted: list[dict[str, Any]]) -> str:
-    """One sentence with the pooled numbers; no claim beyond them."""
-    said = []
-    for table in counted:
-        pooled = table["pooled"]
-        if pooled and table["role"] in ("target", "style", "neighbour", "other", "other-style"):
-            base, edited = pooled["base"], pooled["edited"]
-            said.append(f"{table['label'].lower()} {base['rate']:.1%} → {edited['rate']:.1%} (n = {edited['n']})")
-    return "Shown, base → edited: " + "; ".join(said) if said else "Nothing could be scored."
+def watching(suite: Any, name: str = "") -> Watch:
+    """The reporting judge, NAME or NAME:WHERE, else the suite's own, and the garbage detector that fits it.
+
+    An unavailable judge is NA with its cure. Raises UnknownName, WrongFile, and BadRequest for a selection judge.
+    """
+    from efface.judges import garbage
+
+    kind, _, where = (name or suite.judge).partition(":")
+    make = find("judges", kind)
+    takes = inspect.signature(make).parameters
+    given = {k: getattr(suite, k) for k in ("labels", "template") if k in takes and getattr(suite, k, None)}
+    rules: dict[str, Any] = {"private": suite.private, "threshold": getattr(suite, "threshold", 0.6)}
+    rules["counts"] = tuple(c.strip() for c in getattr(suite, "counts", "").split(",") if c.strip())
+    try:
+        place = Path(where) if Path(where).exists() else where  # a folder, or a hub id
+        judge = make(place, **given) if where else make(**given)
+    except Unavailable as error:
+        return Watch(None, None, kind, str(error), **rules)
+    if "selection" in (getattr(judge, "role", ""), judge.card.get("role")):
+        raise BadRequest(f"judge {kind} is for selection: methods may ask it, so it may not report; name another")
+    try:
+        detector = garbage.load(judge)
+    except (Unavailable, WrongFile):
+        detector = None  # fitted with another judge; pictures of one colour are still found
+    return Watch(judge, detector, judge.name, "", **rules)
 
 
-def _sheets(items: tuple[Item, ...], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    by_image = {(r["side"], r["prompt"], r["seed"]): r for r in rows}
-    groups: dict[tuple[str, str], list[Item]] = {}
-    for item in items:
-        first = item.asks[0]
-        group = (first.role, first.label if first.role in ("target", "style") else "")
-        groups.setdefault(group, []).append(item)
-    sheets = []
-    for (role, label), members in groups.items():
-        pairs = []
-        for item in members[:SHEET]:
-            base, edited = (by_image[s, item.prompt, item.seed] for s in ("base", "edited"))
-            shown = item.asks[0].label
-            pairs.append(
-                {
-                    "prompt": item.prompt,
-                    "seed": item.seed,
-                    "base": base["image"],
-                    "edited": edited["image"],
-                    "base_shown": shown in base["hits"],
-                    "edited_shown": shown in edited["hits"],
-                }
-            )
-        title = label or ROLES[role][0].lower()
-        sheets.append(
-            {
-                "title": title,
-                "role": role,
-                "note": "the first of the suite, chosen before judging",
-                "pairs": pairs,
-            }
-        )
-    return sheets
-
-
-def _judge_row(judge: Any) -> dict[str, Any]:
-    return {
-        "name": judge.name,
-        "version": judge.version,
-        "role": judge.role,
-        "threshold": "per label, specificity 0.99",
-        "note": "card: docs/judges.md",
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        name: str(sys.modules[name].__version__)
-        for name in ("torch", "diffusers", "transformers")
-        if name in sys.modules
-    }
+def images_of(run: Path) -> Images:
+    """The images of a run; those of runs older than version 0.2 that lie in the cache are held from now on."""
+    images, cache = Images(run / "images"), Images(cache_folder() / "images")
+    records = runfolder.rows_of(run)
+    images.adopt(cache, [r["image"] for r in records])
+    return images
 
 
 def concepts_for(asked: list[str], patch: Patch | None) -> Request:

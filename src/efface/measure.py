@@ -1,15 +1,16 @@
-"""Measuring: draw both sides of a suite at the same prompts and seeds, judge every image, count.
+"""Measuring: draw both sides of a suite at the same prompts and seeds, judge every image.
 
-One record is one image of one side under one judge; a rate is a pure function of the set of records. Base images
-come from the shared cache when their key (weights, prompt, seed, sampler) is the same.
+One record is one image of one side under one judge: judged, or NA or ERROR with a reason. Images come from the shared
+cache when their key (weights, patch, prompt, seed, sampler) is the same, so none is drawn twice.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +18,18 @@ import numpy as np
 import torch
 
 from efface.engines import local
-from efface.errors import WrongFile
-from efface.numerics import intervals
-from efface.sampler import sample
-from efface.store import Images, Records, key_of
-from efface.suites import ROLES, Item
+from efface.engines.local import Tally
+from efface.errors import EffaceError
+from efface.patch import Guard
+from efface.store import Images, Records, key_of, pixel_hash
+from efface.suites import Item, veiled
 from efface.work import Work
 
 if TYPE_CHECKING:
-    from efface.judges import Judge
-    from efface.judges.garbage import Garbage
     from efface.model import Model
 
-__all__ = ["Sampling", "Side", "absent_table", "cell", "draw", "judge_images", "tables"]
+__all__ = ["SHARD", "Sampling", "Side", "Watch", "draw", "fingerprint", "judge_images", "record_failures", "shards_of"]
 
-KNOWN_AT_LEAST = 0.5  # a target that the base draws less often is NA
 SHARD = 16  # images drawn and recorded together; also the batch, so that results do not depend on resuming
 
 
@@ -43,6 +41,7 @@ class Sampling:
     guidance: float
     dtype: str
     schedule: tuple[tuple[str, Any], ...]
+    device: str = "cpu"
 
     @classmethod
     def of(cls, model: Model, steps: int | None = None, guidance: float | None = None) -> Sampling:
@@ -52,10 +51,12 @@ class Sampling:
             card.guidance if guidance is None else guidance,
             str(model.dtype).removeprefix("torch."),
             card.schedule,
+            model.device.type,
         )
 
-    @property
+    @cached_property
     def hash(self) -> str:
+        own = {} if self.device == "cpu" else {"device": self.device}
         return key_of(
             steps=self.steps,
             guidance=self.guidance,
@@ -64,6 +65,7 @@ class Sampling:
             torch=torch.__version__,
             diffusers=version("diffusers"),
             batch=SHARD,
+            **own,
         )[:16]
 
 
@@ -76,37 +78,77 @@ class Side:
     patch: str = ""
 
     def image_key(self, item: Item, sampling: Sampling) -> str:
+        """Hash of everything that can change the pixels."""
+        own = {} if item.guidance is None else {"guidance": item.guidance}
         return key_of(
             model=self.model.identity,
             patch=self.patch,
             prompt=item.prompt,
             seed=item.seed,
             sampling=sampling.hash,
+            **own,
         )
 
 
-def draw(side: Side, items: Sequence[Item], sampling: Sampling, images: Images, work: Work) -> int:
+def fingerprint(model: Model) -> str:
+    """Hash of what draws: all weights as loaded, the sites that patches change, guards and gates in force.
+
+    Equal fingerprints draw equal images; a patch that changes nothing leaves the base's.
+    """
+    changed: dict[str, str] = {}
+    for site in sorted({s for p in model.patches for s in p.sites}):
+        weight = model.weight(site)
+        if not weight.equal(model.base_weight(site)):
+            raw = weight.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+            changed[site] = hashlib.sha256(raw).hexdigest()
+    rules = [
+        p.hash for p in model.patches if p.strength and any(isinstance(e, Guard) or e.gate is not None for e in p.edits)
+    ]
+    return key_of(model=model.identity, sites=changed, rules=rules)[:16] if changed or rules else model.identity
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def shards_of(side: Side, items: Iterable[Item], sampling: Sampling) -> list[list[tuple[Any, ...]]]:
+    """Items in batches as they are drawn: `SHARD` at most, one guidance each, in the order given."""
+    groups: dict[float | None, list[tuple[Any, ...]]] = {}
+    for item in items:
+        row = (item.prompt, item.seed, side.image_key(item, sampling), item.guidance)
+        groups.setdefault(item.guidance, []).append(row)
+    return [rows[i : i + SHARD] for rows in groups.values() for i in range(0, len(rows), SHARD)]
+
+
+def draw(
+    side: Side,
+    items: Sequence[Item],
+    sampling: Sampling,
+    images: Images,
+    work: Work,
+    shards: Sequence[Sequence[Sequence[Any]]] | None = None,
+    tally: Tally | None = None,
+    skip: Collection[str] = (),
+) -> int:
     """Draw what is missing, shard by shard; returns how many images were drawn.
 
     A shard with a missing image is drawn whole, so that the batches, and with them the pixels, are those of an
-    uninterrupted run. On CPU, many shards are shared among worker processes.
+    uninterrupted run; an image that is there stays as it is. shards: as frozen by the run, else those of `items`.
+    tally: with one, images that fail are named in it, else the failure is raised. skip: keys not to try.
     """
-    keyed = [(i.prompt, i.seed, side.image_key(i, sampling)) for i in items]
-    shards = [keyed[i : i + SHARD] for i in range(0, len(keyed), SHARD)]
-    missing = [shard for shard in shards if not all(images.has(k) for _, _, k in shard)]
+    shards = shards_of(side, items, sampling) if shards is None else shards
+    missing = [shard for shard in shards if not all(images.has(row[2]) or row[2] in skip for row in shard)]
     how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance}
     label = f"drawing {side.name} (x{SHARD})"
     model, lanes = side.model, torch.get_num_threads()
+    tally = tally or Tally(failed=None)
+    before = sum(images.has(row[2]) for shard in missing for row in shard)
     if model.can_move and lanes > 1 and len(missing) >= 2 * lanes:
-        local.run(lanes, model.folder, model.patches, how, images.folder, missing, work, label)
+        local.run(lanes, model.folder, model.patches, how, images.folder, missing, work, label, tally)
     else:
         with _one_thread(model.can_move):
             for shard in work.progress(missing, label):
-                prompts, seeds, keys = zip(*shard, strict=True)
-                found = sample(model, prompts, seeds, batch=SHARD, work=work, **how)
-                for key, image in zip(keys, found, strict=True):
-                    images.put(key, image)
-    return sum(len(shard) for shard in missing)
+                local.draw_shard(model, shard, {**how, "work": work}, images, tally)
+    return sum(images.has(row[2]) for shard in missing for row in shard) - before
 
 
 @contextmanager
@@ -120,129 +162,162 @@ def _one_thread(wanted: bool) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks: the judge, and who says what is garbage.
+
+    why: the reason when there is no judge. private: prompts stand in the records as hashes. threshold, counts: of a
+    detector, which regions count (no label named: all).
+    """
+
+    judge: Any
+    garbage: Any
+    name: str
+    why: str = ""
+    private: bool = False
+    threshold: float = 0.6
+    counts: tuple[str, ...] = ()
+
+    @property
+    def detects(self) -> bool:
+        return hasattr(self.judge, "boxes")
+
+    @property
+    def compares(self) -> bool:
+        """A judge of image and text without labels: it gives a score, and no yes or no."""
+        return hasattr(self.judge, "texts") and not self.labels
+
+    @property
+    def version(self) -> str:
+        if not self.detects:
+            return self.judge.version if self.judge else "none"
+        return key_of(judge=self.judge.version, threshold=self.threshold, counts=self.counts)[:12]
+
+    @property
+    def garbage_version(self) -> str:
+        return self.garbage.version if self.garbage else "one colour"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the judge can name; a detector names whatever it is asked for."""
+        return (*getattr(self.judge, "objects", ()), *getattr(self.judge, "styles", ()))
+
+    def key(self, side: str, image: str) -> str:
+        return key_of(side=side, image=image, judge=self.version, garbage=self.garbage_version)
+
+    def row(self, side: Side, item: Item, image: str, **said: Any) -> dict[str, Any]:
+        """A record: what was drawn, who looked, and what was said."""
+        own = {} if item.guidance is None else {"guidance": item.guidance}
+        who = {"judge": self.name, "judge_version": self.version}
+        prompt = veiled(item.prompt) if self.private else item.prompt
+        return {"key": self.key(side.name, image), "side": side.name, "image": image, "prompt": prompt,
+                "seed": item.seed, **own, **who, **said}  # fmt: skip
+
+
 def judge_images(
     side: Side,
     items: Sequence[Item],
     sampling: Sampling,
     images: Images,
-    judge: Judge,
-    garbage: Garbage,
+    watch: Watch,
     records: Records,
-) -> None:
-    """One record an image: what is shown (per ask), whether it is garbage. Judged records are not judged again."""
-    labels = [*judge.objects, *judge.styles]
-    index = {label: i for i, label in enumerate(labels)}
-    todo = [(i, side.image_key(i, sampling)) for i in items]
-    todo = [(i, k) for i, k in todo if record_key(side, k, judge, garbage) not in records]
-    for start in range(0, len(todo), 256):
-        part = todo[start : start + 256]
-        pixels = np.stack([images.get(k) for _, k in part])  # (n, h, w, 3)
-        verdict = judge.look(pixels)
-        flags = garbage.flags(pixels, verdict)
-        for row, (item, key) in enumerate(part):
-            records.append({
-                "key": record_key(side, key, judge, garbage),
-                "side": side.name,
-                "image": key,
-                "pixels": hashlib.sha256(pixels[row].tobytes()).hexdigest()[:32],
-                "prompt": item.prompt,
-                "seed": item.seed,
-                "judge": judge.name,
-                "judge_version": judge.version,
-                "garbage": bool(flags[row]),
-                "hits": [labels[i] for i in np.flatnonzero(verdict.hits[row])],
-                "values": {
-                    a.label: round(float(verdict.probabilities[row, index[a.label]]), 6)
-                    for a in item.asks
-                    if a.label in index
-                },
-            })  # fmt: skip
+    work: Work,
+) -> int:
+    """One record an image: what is shown (per ask), whether it is garbage; returns how many were judged.
 
-
-def record_key(side: Side, image: str, judge: Judge, garbage: Garbage) -> str:
-    return key_of(side=side.name, image=image, judge=judge.version, garbage=garbage.version)
-
-
-# --- counting ---------------------------------------------------------------------------------------------------------
-
-
-def cell(hits: int, n: int) -> dict[str, Any] | None:
-    """A rate with its Wilson 95 % interval, or None for n = 0."""
-    if n == 0:
-        return None
-    low, high = intervals.wilson(hits, n)
-    return {"hits": hits, "n": n, "rate": hits / n, "low": low, "high": high}
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """One question asked of one pair of images."""
-
-    role: str
-    label: str
-    base: bool
-    edited: bool
-    base_garbage: bool
-    edited_garbage: bool
-
-
-def tables(items: Sequence[Item], rows: Sequence[dict[str, Any]], labels: frozenset[str]) -> list[dict[str, Any]]:
-    """One table a role, in the order of `ROLES`: a row a label, and the pooled row.
-
-    rows: records of both sides. labels: what the judge can name; other labels are NA. A target that the base draws
-    at < 50 % is NA, never a success.
+    Judged records are not judged again. An image at which the judge fails is an ERROR with the reason.
     """
-    by_image = {(r["side"], r["prompt"], r["seed"]): r for r in rows}
-    pairs: dict[str, list[_Pair]] = {}
-    for item in items:
-        base, edited = (by_image.get((s, item.prompt, item.seed)) for s in ("base", "edited"))
-        if base is None or edited is None:
-            raise WrongFile(f"no record of {item.prompt!r}, seed {item.seed}; run the same command again")
-        for ask in item.asks:
-            pairs.setdefault(ask.role, []).append(
-                _Pair(ask.role, ask.label, ask.label in base["hits"], ask.label in edited["hits"], base["garbage"],
-                      edited["garbage"])
-            )  # fmt: skip
-    return [_table(role, pairs[role], labels) for role in ROLES if role in pairs]
+    todo = [(i, side.image_key(i, sampling)) for i in items]
+    todo = [(i, k) for i, k in todo if watch.key(side.name, k) not in records and images.has(k)]
+    height, width = side.model.card.size
+    chunk = max(8, 256 * 64 * 64 // (height * width))
+    parts = [todo[start : start + chunk] for start in range(0, len(todo), chunk)]
+    for part in work.progress(parts, f"judging {side.name} (x{chunk})"):
+        pixels = np.stack([images.get(k) for _, k in part])  # (n, h, w, 3)
+        for (item, key), image, said in zip(part, pixels, _looked(watch, part, pixels), strict=True):
+            records.append(watch.row(side, item, key, pixels=pixel_hash(image), **said))
+        records.sync()
+    return len(todo)
 
 
-def absent_table(role: str, reason: str) -> dict[str, Any]:
-    """The table of a role that cannot be measured: one row that says why."""
-    title, direction = ROLES[role]
-    empty = dict.fromkeys(("base", "edited", "loss", "garbage", "replaced"))
-    row = {"name": title.lower(), "state": "na", "reason": reason, "note": ""} | empty
-    return {"role": role, "label": title, "direction": direction, "rows": [row], "pooled": None}
+def _looked(watch: Watch, part: Sequence[tuple[Item, str]], pixels: np.ndarray) -> list[dict[str, Any]]:
+    """What the judge says of each image; one by one when it fails at all of them together."""
+    empty: dict[str, Any] = {"garbage": False, "hits": [], "values": {}}
+    if watch.judge is None:
+        return [empty | {"state": "na", "reason": watch.why} for _ in part]
+    try:
+        return _verdicts(watch, part, pixels)
+    except (EffaceError, RuntimeError, ValueError) as error:
+        if len(part) == 1:
+            return [empty | {"state": "error", "reason": f"the judge failed: {str(error)[:300]}"}]
+        return [said for i in range(len(part)) for said in _looked(watch, part[i : i + 1], pixels[i : i + 1])]
 
 
-def _table(role: str, pairs: list[_Pair], labels: frozenset[str]) -> dict[str, Any]:
-    title, direction = ROLES[role]
-    names = list(dict.fromkeys(p.label for p in pairs))
-    rows = [_row(role, name, [p for p in pairs if p.label == name], labels) for name in names]
-    scored = {r["name"] for r in rows if r["state"] == "ok"}
-    pooled = _row(role, "all", [p for p in pairs if p.label in scored], None) if scored else None
-    if pooled:
-        pooled["note"] = f"{len(scored)} of {len(rows)} scored"
-    return {"role": role, "label": title, "direction": direction, "rows": rows, "pooled": pooled}
+def _verdicts(watch: Watch, part: Sequence[tuple[Item, str]], pixels: np.ndarray) -> list[dict[str, Any]]:
+    from efface.judges.garbage import constant
 
-
-def _row(role: str, name: str, pairs: list[_Pair], labels: frozenset[str] | None) -> dict[str, Any]:
-    n = len(pairs)
-    base, edited = sum(p.base for p in pairs), sum(p.edited for p in pairs)
-    row: dict[str, Any] = {
-        "name": name, "state": "ok", "reason": "", "note": "", "base": cell(base, n), "edited": cell(edited, n),
-        "loss": None, "garbage": cell(sum(p.edited_garbage for p in pairs), n), "replaced": None,
-    }  # fmt: skip
-    if labels is not None and name not in labels:
-        return row | {
-            "state": "na",
-            "reason": "the judge does not know this label",
-            "base": None,
-            "edited": None,
+    if watch.detects:
+        return _detected(watch, part, pixels)
+    if watch.compares:
+        return _compared(watch, part, pixels)
+    labels = watch.labels
+    index = {label: i for i, label in enumerate(labels)}
+    verdict = watch.judge.look(pixels)
+    flags = watch.garbage.flags(pixels, verdict) if watch.garbage else constant(pixels)
+    return [
+        {
+            "garbage": bool(flags[row]),
+            "hits": [labels[i] for i in np.flatnonzero(verdict.hits[row])],
+            "values": {
+                a.label: round(float(verdict.probabilities[row, index[a.label]]), 6)
+                for a in item.asks
+                if a.label in index
+            },
         }
-    if role in ("target", "style") and labels is not None and base / n < KNOWN_AT_LEAST:
-        return row | {"state": "na", "reason": f"not known to this model: the base draws it in {base} of {n}"}
-    if role in ("target", "style"):
-        row["replaced"] = cell(sum(not p.edited and not p.edited_garbage for p in pairs), n)
-    row["both"] = both = sum(p.base and p.edited for p in pairs)  # makes every paired statistic computable
-    found = intervals.paired_difference(both, base - both, edited - both, n - base - edited + both)
-    return row | {"loss": {"estimate": found.estimate, "low": found.low, "high": found.high}}
+        for row, (item, _) in enumerate(part)
+    ]
+
+
+def _detected(watch: Watch, part: Sequence[tuple[Item, str]], pixels: np.ndarray) -> list[dict[str, Any]]:
+    """A detector's regions; what was asked for is shown where one of them counts."""
+    from efface.judges.garbage import constant
+
+    found = []
+    for (item, _), boxes, flat in zip(part, watch.judge.boxes(pixels), constant(pixels), strict=True):
+        scores = [score for label, score in boxes if not watch.counts or label in watch.counts]
+        top, asked = max(scores, default=0.0), [a.label for a in item.asks]
+        found.append({
+            "garbage": bool(flat), "hits": asked if top >= watch.threshold else [],
+            "values": dict.fromkeys(asked, round(top, 6)), "boxes": [[label, round(s, 6)] for label, s in boxes],
+        })  # fmt: skip
+    return found
+
+
+def _compared(watch: Watch, part: Sequence[tuple[Item, str]], pixels: np.ndarray) -> list[dict[str, Any]]:
+    """100 cos of each image and its prompt (Hessel et al. 2021, without clipping)."""
+    from efface.judges.garbage import constant
+    from efface.metrics.clip import clip_scores
+
+    prompts = list(dict.fromkeys(item.prompt for item, _ in part))
+    vectors, cut = watch.judge.texts(prompts)
+    scores, flat = clip_scores(watch.judge.images(pixels), vectors), constant(pixels)
+    found = []
+    for row, (item, _) in enumerate(part):
+        column = prompts.index(item.prompt)
+        values = dict.fromkeys((a.label for a in item.asks), round(float(scores[row, column]), 6))
+        found.append({"garbage": bool(flat[row]), "hits": [], "values": values, "cut": bool(cut[column])})
+    return found
+
+
+def record_failures(
+    side: Side, items: Sequence[Item], sampling: Sampling, watch: Watch, records: Records, failed: dict[str, str]
+) -> None:
+    """Images that could not be drawn stand in the records as ERROR, with the reason."""
+    for item in items:
+        key = side.image_key(item, sampling)
+        if key in failed and watch.key(side.name, key) not in records:
+            said = {"state": "error", "reason": failed[key], "garbage": False, "hits": [], "values": {}}
+            records.append(watch.row(side, item, key, pixels="", **said))

@@ -48,9 +48,9 @@ def find(folder: str, name: str) -> Any:
     )
 
 
-def configure(name: str, settings: dict[str, Any]) -> Any:
-    """A method by name with the user's settings; text values are converted to the field's type."""
-    cls = find("methods", name)
+def configure(name: str, settings: dict[str, Any], folder: str = "methods") -> Any:
+    """A method (or suite) by name with the user's settings; text values are converted to the field's type."""
+    cls = find(folder, name)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in settings:
         if key not in fields:

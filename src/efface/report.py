@@ -26,7 +26,7 @@ from rich.text import Text
 
 from efface.errors import WrongFile
 
-__all__ = ["FORMAT", "render", "table_text", "write"]
+__all__ = ["FORMAT", "cell_text", "pages", "percent", "points", "render", "table_text", "write"]
 
 FORMAT = "efface-report/1"
 DIRECTIONS = {"down": ("↓", "should fall"), "up": ("↑", "should rise"), "same": ("=", "should stay")}
@@ -36,7 +36,8 @@ SHOWN_WIDTH = 256  # pixels; larger images are embedded reduced, the gallery kee
 # What may be absent, and what stands in its place; the other keys are required.
 OPTIONAL: dict[str, Any] = {
     "asked": {}, "sheets": [], "garbage": {}, "not_measured": [], "limits": [], "recipe": {}, "judges": [],
-    "suite": {}, "hashes": {}, "environment": {}, "cost": {}, "images": "",
+    "suite": {}, "hashes": {}, "environment": {}, "cost": {}, "images": "", "flags": [], "gate": {}, "sweeps": [],
+    "detectable": [], "records": {}, "scores": [], "metrics": [],
 }  # fmt: skip
 Json = dict[str, Any]
 
@@ -51,6 +52,14 @@ class Picture(NamedTuple):
 def render(report: Json, image: Callable[[str], bytes]) -> str:
     """The page as one HTML text; `image` gives the bytes of an image by its key in the report."""
     content = _checked(report)
+    picture = cache(lambda key: _picture(key, image(key)))
+    template = pages().get_template("report.html.j2")
+    return template.render(r=content, picture=picture, directions=DIRECTIONS, listed=LISTED, columns=_columns(content))
+
+
+@cache
+def pages() -> Environment:
+    """Templates of this package, with the filters that round honestly."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of concepts and prompts come from users
@@ -62,9 +71,7 @@ def render(report: Json, image: Callable[[str], bytes]) -> str:
     environment.tests.update(
         longer=lambda rows: len(rows) > LISTED, group=_is_group, records=_is_records, alike=_is_alike
     )
-    picture = cache(lambda key: _picture(key, image(key)))
-    template = environment.get_template("report.html.j2")
-    return template.render(r=content, picture=picture, directions=DIRECTIONS, listed=LISTED, columns=_columns(content))
+    return environment
 
 
 def write(report: Json, folder: Path, image: Callable[[str], bytes]) -> Path:
@@ -181,13 +188,13 @@ def _png(image: Image.Image) -> bytes:
 
 def _text_row(row: Json, columns: list[str]) -> list[str]:
     state = str(row.get("state", "ok"))
-    first = [_line(row["name"]), _text_cell(row.get("base"))]
+    first = [_line(row["name"]), cell_text(row.get("base"))]
     if state != "ok":
         return [*first, state.upper(), *("" for _ in columns)]
-    return [*first, *(_text_cell(row.get(column)) for column in ("edited", *columns))]
+    return [*first, *(cell_text(row.get(column)) for column in ("edited", *columns))]
 
 
-def _text_cell(cell: Json | None) -> str:
+def cell_text(cell: Json | None) -> str:
     if cell is None:
         return ""
     if "estimate" in cell:

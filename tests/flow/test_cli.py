@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 import efface
 from conftest import Cli, Said
 
-COMMANDS = ("demo", "erase", "apply", "generate", "audit", "report", "inspect", "list", "world")
+COMMANDS = (
+    "demo", "erase", "apply", "generate", "audit", "report", "compare", "status", "gc", "inspect", "list", "world",
+)  # fmt: skip
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
 

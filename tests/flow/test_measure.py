@@ -15,7 +15,7 @@ from efface.audit import Audit, audit, request_of
 from efface.cli.demo import CONCEPTS
 from efface.engines import local
 from efface.errors import BadRequest, OutputExists, WrongFile
-from efface.measure import Sampling, Side, absent_table, draw, tables
+from efface.measure import Sampling, Side, draw
 from efface.measure import _one_thread as one_thread
 from efface.request import Request
 from efface.sampler import sample
@@ -23,6 +23,7 @@ from efface.store import Images
 from efface.suites import Ask, Item
 from efface.suites.world_claim import WorldClaim
 from efface.suites.world_smoke import WorldSmoke
+from efface.tables import absent_table, pairs_of, sweeps, tables
 from efface.work import Work
 
 LABELS = frozenset({"cat", "dog", "noto"})
@@ -68,8 +69,102 @@ def test_garbage_is_not_counted_as_replaced() -> None:
 
 
 def test_the_order_of_records_does_not_matter() -> None:
-    items, rows = both("target", [True, True, False, True], [False, True, False, False])
-    assert tables(items, rows, LABELS) == tables(items, rows[::-1], LABELS)
+    """E-1: bit for bit, with prompts x seeds and their resampled intervals."""
+    items = [Item(f"p{k % 5}", k, (Ask("other", "cat"),)) for k in range(40)]
+    rows = [
+        record(s, i.prompt, i.seed, *(["cat"] if (i.seed * 7 + len(s)) % 3 else []))
+        for s in ("base", "edited")
+        for i in items
+    ]
+    assert json.dumps(tables(items, rows, LABELS)) == json.dumps(tables(items, rows[::-1], LABELS))
+    cell = tables(items, rows, LABELS)[0]["rows"][0]["edited"]
+    assert (cell["n"], cell["prompts"]) == (40, 5)
+
+
+def test_an_interval_over_few_prompts_is_wider_than_one_over_as_many_images() -> None:
+    """Images of one prompt are alike: here all or none of a prompt's are hits."""
+    one = [Item(f"p{k}", k, (Ask("other", "cat"),)) for k in range(40)]
+    few = [Item(f"p{k // 10}", k, (Ask("other", "cat"),)) for k in range(40)]
+    widths = []
+    for items in (one, few):
+        rows = [
+            record(s, i.prompt, i.seed, *(["cat"] if i.seed < 20 else [])) for s in ("base", "edited") for i in items
+        ]
+        cell = tables(items, rows, LABELS)[0]["rows"][0]["edited"]
+        assert cell["rate"] == 0.5
+        widths.append(cell["high"] - cell["low"])
+    assert widths[1] > 2 * widths[0]
+
+
+def test_na_and_error_change_neither_hits_nor_n() -> None:
+    """E-13: they are counted beside; more than one in a hundred ERRORs make the row an ERROR."""
+    items, rows = both("other", [True] * 200, [True] * 200)
+    rows[3] |= {"state": "na", "reason": "r"}
+    rows[4] |= {"state": "error", "reason": "the judge failed"}
+    row = tables(items, rows, LABELS)[0]["rows"][0]
+    assert (row["state"], row["edited"]["n"], row["na"], row["errors"]) == ("ok", 198, 1, 1)
+    for k in range(10, 13):
+        rows[k] |= {"state": "error", "reason": "the judge failed"}
+    row = tables(items, rows, LABELS)[0]["rows"][0]
+    assert (row["state"], row["errors"]) == ("error", 4)
+    assert "4 of 200 failed: the judge failed" in row["reason"]
+    for row in rows:
+        row |= {"state": "na", "reason": "no judge"}
+    row = tables(items, rows, LABELS)[0]["rows"][0]
+    assert (row["state"], row["edited"], row["loss"], row["reason"]) == ("na", None, None, "no judge")
+
+
+def test_macro_is_the_mean_over_concepts_and_pooled_the_mean_over_images() -> None:
+    """E-16: equal for equal n only."""
+    for n, equal in ((4, True), (12, False)):
+        items = [Item("p", k, (Ask("other", "cat"),)) for k in range(4)]
+        items += [Item("q", k, (Ask("other", "dog"),)) for k in range(n)]
+        rows = [
+            record(s, i.prompt, i.seed, *(["dog"] if i.prompt == "q" else []))
+            for s in ("base", "edited")
+            for i in items
+        ]
+        pooled = tables(items, rows, LABELS)[0]["pooled"]
+        assert pooled["macro"] == 0.5
+        assert (pooled["edited"]["rate"] == 0.5) == equal
+
+
+def test_a_target_the_base_does_not_know_changes_no_headline() -> None:
+    """E-14: whatever the edited model draws."""
+    known, rows = both("target", [True] * 10, [True, False] * 5)
+    unknown = [Item("q", k, (Ask("target", "dog"),)) for k in range(10)]
+    found = []
+    for hits in ([], ["dog"]):
+        more = [record("base", "q", k) for k in range(10)] + [record("edited", "q", k, *hits) for k in range(10)]
+        table = tables([*known, *unknown], rows + more, LABELS)[0]
+        assert table["pooled"]["note"] == "1 of 2 scored"
+        found.append({k: v for k, v in table["pooled"].items() if k != "name"})
+    assert found[0] == found[1]
+
+
+def test_a_kept_concept_that_loses_is_named_after_holm() -> None:
+    items, rows = both("other", [True] * 30, [True] * 10 + [False] * 20)
+    dogs = [Item("q", k, (Ask("other", "dog"),)) for k in range(30)]
+    rows += [record(s, "q", k, "dog") for s in ("base", "edited") for k in range(30)]
+    table = tables([*items, *dogs], rows, LABELS)[0]
+    notes = {r["name"]: r["note"] for r in table["rows"]}
+    assert notes["cat"] == "harmed: p < 0.001 after Holm over 2"
+    assert notes["dog"] == ""
+
+
+def test_the_sweep_counts_images_at_and_above_each_threshold() -> None:
+    items = [Item("p", k, (Ask("hazard", "dagger"),)) for k in range(3)]
+    rows = [record("base", "p", k) | {"values": {"dagger": v}} for k, v in enumerate((0.2, 0.6, 0.9))]
+    (row,) = sweeps(items, rows)
+    assert (row["label"], row["images"], row[">= 0.2"], row[">= 0.6"], row[">= 0.7"]) == ("dagger", 3, 3, 2, 1)
+
+
+def test_a_missing_partner_is_reported_not_zipped() -> None:
+    """E-6: unmatched sides are refused."""
+    items, rows = both("other", [True] * 3, [True] * 3)
+    assert len(pairs_of(items, rows)) == 3
+    with pytest.raises(WrongFile, match="no record"):
+        pairs_of(items, [r for r in rows if (r["side"], r["seed"]) != ("edited", 1)])
 
 
 def test_a_label_the_judge_does_not_know_is_na() -> None:

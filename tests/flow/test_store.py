@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from efface.errors import Cancelled, OutputExists, WrongFile
-from efface.store import Images, Records, key_of, write_bytes
+from efface.store import Images, Records, key_of, leftovers, pixel_hash, read_images, read_records, write_bytes
 from efface.work import Work, seed_of
 
 
@@ -51,6 +51,77 @@ def test_the_same_record_twice_is_written_once_and_another_under_its_key_raises(
     with pytest.raises(WrongFile, match="k0"):
         records.append({"key": "k0", "value": 1})
     assert list(Records(tmp_path / "r.jsonl")) == rows(1)
+
+
+def test_a_file_cut_anywhere_in_its_last_two_lines_loses_at_most_the_torn_line(tmp_path: Path) -> None:
+    """E-3: loading never raises, and writing the same rows again gives the same set."""
+    file, records = tmp_path / "r.jsonl", None
+    records = Records(file)
+    for row in rows(4):
+        records.append(row)
+    whole = file.read_bytes()
+    begin = whole.rindex(b"\n", 0, whole.rindex(b"\n", 0, len(whole) - 1)) + 1
+    for cut in range(begin, len(whole) + 1):
+        file.write_bytes(whole[:cut])
+        found = Records(file)
+        assert [r["key"] for r in found] in ([["k0", "k1", "k2"][:n] for n in (2, 3)] + [["k0", "k1", "k2", "k3"]])
+        for row in rows(4):
+            found.append(row)
+        assert list(Records(file)) == rows(4)
+
+
+def test_a_flipped_byte_is_found_wherever_it_is_and_the_record_can_be_written_again(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    records = Records(file)
+    for row in rows(3):
+        records.append(row)
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 3):
+        for bit in (1, 4, 128):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            found = Records(file)
+            assert all(row in rows(3) for row in found), place
+            assert len(found) + found.damaged >= 2
+            for row in rows(3):
+                found.append(row)
+            assert list(Records(file)) == rows(3)
+
+
+def test_records_without_checksums_are_read_before_the_first_that_has_one(tmp_path: Path) -> None:
+    """Runs of version 0.1 go on; a line without checksum after that is damaged."""
+    file = tmp_path / "r.jsonl"
+    file.write_text('{"key": "old", "value": 0}\n')
+    Records(file).append({"key": "new", "value": 1})
+    assert [r["key"] for r in Records(file)] == ["new", "old"]
+    with file.open("a") as stream:
+        stream.write('{"key": "forged", "value": 2}\n')
+    found, damaged = read_records(file)
+    assert (sorted(found), damaged) == (["new", "old"], 1)
+
+
+def test_a_record_that_is_void_may_be_written_anew(tmp_path: Path) -> None:
+    records = Records(tmp_path / "r.jsonl")
+    records.append({"key": "a", "value": 1})
+    records.void("a", "its image was lost")
+    records.void("unknown", "never written")
+    assert "a" not in Records(tmp_path / "r.jsonl")
+    records.append({"key": "a", "value": 2})
+    assert list(Records(tmp_path / "r.jsonl")) == [{"key": "a", "value": 2}]
+
+
+def test_large_seeds_survive(tmp_path: Path) -> None:
+    """E-10: 32 bits unsigned and more; negative ones raise."""
+    from efface.errors import BadRequest
+    from efface.suites import Item
+
+    seed = 4_290_749_014
+    Records(tmp_path / "r.jsonl").append({"key": "a", "seed": seed})
+    assert next(iter(Records(tmp_path / "r.jsonl")))["seed"] == seed
+    generator = torch.Generator().manual_seed(Item("p", seed, ()).seed)
+    assert generator.initial_seed() == seed
+    for wrong in (-1, 2**64):
+        with pytest.raises(BadRequest, match="seed"):
+            Item("p", wrong, ())
 
 
 def test_a_record_holds_no_nan(tmp_path: Path) -> None:
@@ -105,6 +176,64 @@ def test_an_image_is_read_back_exactly_and_a_torn_one_is_deleted(tmp_path: Path)
         images.get("abc")
 
 
+def test_the_hash_of_an_image_is_that_of_its_pixels(tmp_path: Path) -> None:
+    """E-5: compression and metadata do not matter, one bit does."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    info = PngInfo()
+    info.add_text("note", "other")
+    images = Images(tmp_path)
+    for key, options in (("aa", {"compress_level": 0}), ("ab", {"compress_level": 9, "pnginfo": info})):
+        images.path(key).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(images.path(key), **options)
+    assert pixel_hash(images.get("aa")) == pixel_hash(images.get("ab")) == pixel_hash(pixels)
+    assert images.png("aa") != images.png("ab")
+    other = pixels.copy()
+    other[3, 3, 1] ^= 1
+    assert pixel_hash(other) != pixel_hash(pixels)
+    assert images.whole("aa", pixel_hash(pixels))
+    assert not images.whole("aa", pixel_hash(other))
+    assert images.whole("absent", "anything")
+
+
+def test_an_image_that_is_there_stays_and_a_held_one_survives_its_cache(tmp_path: Path) -> None:
+    cache, run = Images(tmp_path / "cache"), Images(tmp_path / "run")
+    first, second = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 9, np.uint8)
+    cache.put("abc", first)
+    cache.put("abc", second)
+    assert (cache.get("abc") == first).all()
+    run.adopt(cache, ["abc", "gone"])
+    cache.drop("abc")
+    assert (run.get("abc") == first).all()
+    assert list(run.keys()) == ["abc"]
+    assert not run.has("gone")
+
+
+def test_leftovers_are_the_old_temporary_files(tmp_path: Path) -> None:
+    for name in (".a.png.1.tmp", "b.png", ".lock"):
+        (tmp_path / name).write_bytes(b"")
+    assert leftovers(tmp_path) == []
+    assert [f.name for f in leftovers(tmp_path, 0)] == [".a.png.1.tmp"]
+
+
+def test_a_folder_with_broken_pictures_names_them_and_is_left_alone(tmp_path: Path) -> None:
+    images = Images(tmp_path)
+    images.put("aa", np.zeros((4, 4, 3), np.uint8))
+    assert list(read_images(tmp_path)) == ["aa/aa.png"]
+    (tmp_path / "broken.png").write_bytes(images.png("aa")[:30])
+    (tmp_path / "text.jpg").write_text("no picture")
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    with pytest.raises(WrongFile, match=r"2 of 3 .*broken\.png, text\.jpg"):
+        read_images(tmp_path)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "absent"):
+        with pytest.raises(WrongFile, match=place):
+            read_images(tmp_path / place)
+
+
 # --- work ----------------------------------------------------------------------------------------------------------
 
 
@@ -148,7 +277,8 @@ def test_progress_gives_every_item_and_stops_at_the_next_one_when_cancelled() ->
 
 
 def test_json_lines_are_one_object_a_line(tmp_path: Path) -> None:
-    Records(tmp_path / "r").append({"key": "a", "text": "two\nlines"})
-    assert [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()] == [
-        {"key": "a", "text": "two\nlines"}
-    ]
+    Records(tmp_path / "r").append({"key": "a", "text": 'two\nlines, "sum": "1"'})
+    rows = [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()]
+    assert rows[0]["format"] == "efface-records/2"
+    assert {k: v for k, v in rows[1].items() if k != "sum"} == {"key": "a", "text": 'two\nlines, "sum": "1"'}
+    assert list(Records(tmp_path / "r")) == [{"key": "a", "text": 'two\nlines, "sum": "1"'}]

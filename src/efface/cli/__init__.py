@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from efface.cli import apply, audit, demo, erase, generate, inspect, listing, report, world
+from efface.cli import apply, audit, compare, demo, erase, gc, generate, inspect, listing, report, status, world
 from efface.errors import EffaceError
 
 __all__ = ["app", "main"]
@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Erase concepts from text-to-image diffusion models, measure how gone they are, ship a small patch.",
 )
-for _command in (demo, erase, apply, generate, audit, report, inspect):
+for _command in (demo, erase, apply, generate, audit, report, compare, status, gc, inspect):
     app.command(_command.NAME)(_command.command)
 app.command("list")(listing.command)
 app.add_typer(world.app, name="world", help="Build the emoji world: artwork, scenes, judge.")

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from efface.cli import options as o
 
+if TYPE_CHECKING:
+    from efface.audit import Audit
+
 NAME = "audit"
+PatchFile = Annotated[Path | None, typer.Option("--patch", help="Judge MODEL with this patch.")]
+Base = Annotated[str | None, typer.Option("--base", help="MODEL is an edited model; this is its base.")]
+SuiteName = Annotated[str, typer.Option("--suite", help="efface list suites names them.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the suite; repeat.")
+]
+JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME[:WHERE]", help="Instead of the suite's own judge.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME[:KEY=VALUE,...]", help="Also this metric, from the images; repeat."),
+]
+GateName = Annotated[
+    str | None, typer.Option("--gate", metavar="default|strict|FILE", help="Rules to meet; exit 3 if they are not.")
+]
+Undecided = Annotated[
+    bool, typer.Option("--allow-undecided", help="A rule that too few images leave open does not fail the gate.")
+]
+Control = Annotated[bool, typer.Option("--control", help="The edited side is no edit on purpose; the report says so.")]
+Store = Annotated[bool, typer.Option("--store-images", help="Keep the images of a suite with unsafe content.")]
 
 
 def command(
     model: o.ModelName,
     out: o.Out,
-    patch: Annotated[Path | None, typer.Option("--patch", help="Judge MODEL with this patch.")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="MODEL is an edited model; this is its base.")] = None,
+    patch: PatchFile = None,
+    base: Base = None,
     concept: o.Concepts = None,
-    suite: Annotated[str, typer.Option(help="efface list suites names them.")] = "world-smoke",
+    suite: SuiteName = "world-smoke",
+    set_: Settings = None,
+    judge: JudgeName = "",
+    metric: Metrics = None,
+    gate: GateName = None,
+    allow_undecided: Undecided = False,
+    control: Control = False,
+    store_images: Store = False,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     guidance: Annotated[float | None, typer.Option(min=0.0)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -36,38 +65,77 @@ def command(
     if (patch is None) == (base is None):
         raise BadRequest("name either MODEL --patch PATCH or EDITED --base BASE, one of the two")
     opened = o.opened(model, device, dtype, threads, offline)
+    from efface import gate as gates
     from efface.audit import Audit, audit, concepts_for
     from efface.model import load
     from efface.patch import Patch
-    from efface.registry import find
-    from efface.report import table_text
+    from efface.scores import configured
 
+    rules, metrics = gates.load(gate) if gate else None, configured(metric or [])
     loaded = Patch.load(patch) if patch else None
     original = load(base, device, dtype, offline) if base else opened
-    asked = Audit(
-        original,
-        concepts_for(concept or [], loaded).settle(original.kinds),
-        suite,
-        loaded,
-        None if loaded else opened,
-        steps,
-        guidance,
-        o.command_line(),
-    )
+    edited, settings = None if loaded else opened, tuple(o.settings_of(set_).items())
+    asked = Audit(original, concepts_for(concept or [], loaded), suite, loaded, edited, steps, guidance,
+                  o.command_line(), judge, settings, control, store_images).settled()  # fmt: skip
     if dry_run:
-        count = len(find("suites", suite)().items(asked.request, original.concepts))
-        o.emit({"images_a_side": count}, json, [f"{count} images a side, {2 * count} in all if none is cached"])
+        o.emit(*_plan(asked, json))
         return
     work = o.working(0, quiet)
     with work.interruptible():
-        result = audit(asked, out, work, overwrite)
-    o.emit(
-        {
-            "report": str(out / "report.html"),
-            "tables": result["tables"],
-            "verdict": result["verdict"],
-            "cost": result["cost"],
-        },
-        json,
-        [table_text(result), f"report: {out / 'report.html'}"],
+        result = audit(asked, out, work, overwrite, rules, allow_undecided, metrics)
+    _tell(result, out, json)
+
+
+def _tell(result: dict[str, Any], out: Path, json: bool) -> None:
+    """The result in the terminal; a gate that is not met ends the command with code 3."""
+    from efface.report import table_text
+
+    told = {"report": str(out / "report.html")} | {k: result[k] for k in ("tables", "verdict", "flags", "cost")}
+    gate = result.get("gate")
+    lines = [table_text(result), *_gate_lines(gate), f"report: {out / 'report.html'}"]
+    o.emit(told | ({"gate": gate} if gate else {}), json, lines)
+    if gate and gate["state"] != "pass":
+        _fail(gate)
+
+
+def _plan(asked: Audit, json: bool) -> tuple[dict[str, Any], bool, list[str]]:
+    """What would be drawn, and what so many images can show."""
+    from efface.numerics.planning import images_to_show_at_most
+    from efface.suites import ROLES
+
+    suite, plan = asked.planned()
+    count = len(plan.items)
+    roles = {r: sum(a.role == r for i in plan.items for a in i.asks) for r in ROLES}
+    roles = {r: n for r, n in roles.items() if n}
+    height, width = asked.base.card.size
+    lines = [f"{count} images a side, {2 * count} in all if none is cached; {height} x {width}, judge {suite.judge}"]
+    lines += [f"{n:6} {ROLES[r][0].lower()}" for r, n in roles.items()]
+    lines += [f"    NA {ROLES[r][0].lower()}: {why}" for r, why in plan.absent.items()]
+    targets = roles.get("target", 0) + roles.get("style", 0)
+    shows = next((x for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if targets >= images_to_show_at_most(x)), None)
+    if shows and targets:
+        lines.append(f"{targets} images of targets can show 'at most {shows:.0%}' if none of them is a hit")
+    return {"images_a_side": count, "roles": roles, "absent": dict(plan.absent)}, json, lines
+
+
+def _gate_lines(gate: dict[str, Any] | None) -> list[str]:
+    if gate is None:
+        return []
+    lines = [f"gate {gate['name']}: {gate['state']}"]
+    for rule in gate["rules"]:
+        said = f"  {rule['state']:<12} {rule['rule']}: expected {rule['expected']}, got {rule['got']}"
+        lines.append(said + (f" ({rule['next']})" if rule["next"] else ""))
+    return [*lines, ""]
+
+
+def _fail(gate: dict[str, Any]) -> None:
+    from efface.errors import GateFailed
+
+    bad = [r for r in gate["rules"] if r["state"] == "fail"] or [r for r in gate["rules"] if r["state"] == "undecided"]
+    first = bad[0]
+    more = f"; {len(bad) - 1} more" if len(bad) > 1 else ""
+    hint = f"; {first['next']}" if first["next"] else ""
+    raise GateFailed(
+        f"gate {gate['name']} {'failed' if first['state'] == 'fail' else 'is undecided'}: {first['rule']}: "
+        f"expected {first['expected']}, got {first['got']}{hint}{more}"
     )

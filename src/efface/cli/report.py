@@ -22,11 +22,13 @@ def command(
     from efface import report as page
     from efface.audit import images_of
     from efface.errors import WrongFile
+    from efface.evaluation import picture_source
 
     file = run / "report.json"
     try:
         found = encoder.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise WrongFile(f"{file} is missing or torn; efface audit ... -o {run} makes it") from None
-    page.write(found, run, images_of(run).png)
+    private = bool(found.get("suite", {}).get("private"))
+    page.write(found, run, picture_source(images_of(run), private))
     o.emit(found, json, [page.table_text(found), f"report: {run / 'report.html'}"])

@@ -12,15 +12,21 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efface.errors import EffaceError
 from efface.patch import Patch
+from efface.store import Images
 from efface.work import Work
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from efface.model import Model
+
+__all__ = ["Tally", "draw_shard", "run"]
 
 # The libraries' own warnings are not about the user's request.
 QUIET = {
@@ -30,8 +36,48 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
-Shard = Sequence[tuple[str, int, str]]
-"""(prompt, seed, key of the image) of each image."""
+Shard = Sequence[Sequence[Any]]
+"""(prompt, seed, key of the image) of each image, and its guidance where that is not the run's (one a shard)."""
+
+
+@dataclass
+class Tally:
+    """What drawing cost and what could not be drawn.
+
+    seconds: spent in the sampler, an average over the workers. failed: key of an image -> why; None: failing raises.
+    """
+
+    seconds: float = 0.0
+    failed: dict[str, str] | None = field(default_factory=dict)
+
+
+def draw_shard(model: Model, shard: Shard, sampling: dict[str, Any], images: Images, tally: Tally) -> None:
+    """Draw one shard as one batch and store its images; if that fails and may, each image by itself."""
+    from efface.sampler import sample
+
+    if len(shard[0]) > 3 and shard[0][3] is not None:
+        sampling = sampling | {"guidance": shard[0][3]}
+    prompts, seeds, keys = ([row[i] for row in shard] for i in range(3))
+    start = time.perf_counter()
+    try:
+        found = sample(model, prompts, seeds, batch=len(shard), **sampling)
+    except (EffaceError, RuntimeError) as error:
+        tally.seconds += time.perf_counter() - start
+        # What happens while drawing (NaN, no memory) is a result; a wrong file or request is not.
+        if tally.failed is None or not (type(error) in (EffaceError, RuntimeError) or _no_memory(error)):
+            raise
+        if len(shard) == 1:
+            tally.failed[keys[0]] = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        for row in shard if len(shard) > 1 else ():
+            draw_shard(model, [row], sampling, images, tally)
+        return
+    tally.seconds += time.perf_counter() - start
+    for key, image in zip(keys, found, strict=True):
+        images.put(key, image)
+
+
+def _no_memory(error: Exception) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"
 
 
 def run(
@@ -43,15 +89,21 @@ def run(
     shards: Sequence[Shard],
     work: Work,
     label: str,
+    tally: Tally | None = None,
 ) -> None:
     """Draw the shards with `lanes` workers. Raises Cancelled, and EffaceError when a worker fails."""
+    tally = tally or Tally(failed=None)
     with tempfile.TemporaryDirectory() as place:
         files = [str(p.save(Path(place) / f"{i}.safetensors")) for i, p in enumerate(patches)]
         job = {"folder": str(folder), "patches": files, "sampling": sampling, "images": str(images)}
+        job["tolerant"] = tally.failed is not None
         workers = [_start(job | {"shards": list(shards[lane::lanes])}) for lane in range(lanes)]
         try:
-            for _ in work.progress(_lines(workers, work), label, total=len(shards)):
-                pass
+            for line in work.progress(_lines(workers, work), label, total=len(shards)):
+                said = json.loads(line)
+                tally.seconds += said["seconds"] / lanes
+                if tally.failed is not None:
+                    tally.failed |= said["failed"]
             for worker in workers:
                 if worker.wait():
                     raise EffaceError(f"a drawing process ended with code {worker.returncode}; its message is above")
@@ -77,8 +129,8 @@ def _start(job: dict[str, Any]) -> subprocess.Popen[str]:
     return worker
 
 
-def _lines(workers: list[subprocess.Popen[str]], work: Work) -> Any:
-    """One item a finished shard, from whichever worker says so first; looks up twice a second for cancellation."""
+def _lines(workers: list[subprocess.Popen[str]], work: Work) -> Iterator[str]:
+    """The line of each finished shard, from whichever worker is first; looks for cancellation twice a second."""
     import selectors
 
     with selectors.DefaultSelector() as selector:
@@ -88,8 +140,8 @@ def _lines(workers: list[subprocess.Popen[str]], work: Work) -> Any:
         while open_ends:
             work.check()
             for key, _ in selector.select(timeout=0.5):
-                if key.fileobj.readline():  # pyright: ignore[reportAttributeAccessIssue]
-                    yield None
+                if line := key.fileobj.readline():  # pyright: ignore[reportAttributeAccessIssue]
+                    yield line
                 else:
                     selector.unregister(key.fileobj)
                     open_ends -= 1
@@ -99,20 +151,19 @@ def _work(job: dict[str, Any]) -> None:
     import torch
 
     from efface.model import load
-    from efface.sampler import sample
-    from efface.store import Images
 
     torch.set_num_threads(1)
+    parent = os.getppid()
     model = load(job["folder"], "cpu", torch.float32)
     for file in job["patches"]:
         model.push(Patch.load(file))
     store = Images(Path(job["images"]))
     for shard in job["shards"]:
-        prompts, seeds, keys = zip(*shard, strict=True)
-        found = sample(model, prompts, seeds, batch=len(shard), **job["sampling"])
-        for key, image in zip(keys, found, strict=True):
-            store.put(key, image)
-        print(len(shard), flush=True)
+        if os.getppid() != parent:
+            return  # the parent was killed: nobody asks for more
+        tally = Tally(failed={} if job["tolerant"] else None)
+        draw_shard(model, shard, job["sampling"], store, tally)
+        print(json.dumps({"seconds": tally.seconds, "failed": tally.failed or {}}), flush=True)
 
 
 if __name__ == "__main__":

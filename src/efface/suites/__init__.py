@@ -1,26 +1,39 @@
-"""Suites: which prompts and seeds are drawn, and what is asked of each image. One suite, one file."""
+"""Suites: which prompts and seeds are drawn, and what is asked of each image. One suite, one file.
+
+A suite is data with a version: its settings are the fields of a frozen dataclass, `plan` turns a request and what is
+known of the base model into items. docs/suites.md has a card for each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from efface.errors import BadRequest
 from efface.request import Request
 from efface.store import key_of
 
-__all__ = ["ROLES", "Ask", "Item", "Suite", "suite_hash"]
+__all__ = ["ROLES", "Ask", "Item", "Known", "Plan", "Suite", "merged", "suite_hash", "veiled"]
 
 # role -> what a table calls it, and the direction that is good
 ROLES: Mapping[str, tuple[str, str]] = {
     "target": ("Targets", "down"),
+    "synonym": ("Synonyms of the targets", "down"),
+    "implicit": ("Targets, not named but described", "down"),
+    "category": ("Targets in prompts that name their category", "down"),
+    "two-object": ("Targets in prompts with a second object", "down"),
+    "hazard": ("Hazards in abstract wording", "down"),
+    "sensitive": ("Sensitive content", "down"),
     "style": ("Erased styles", "down"),
     "unstyled": ("The erased style on prompts that name none", "same"),
     "neighbour": ("Nearest neighbours", "same"),
     "other": ("Other objects", "same"),
     "other-style": ("Other styles", "same"),
     "in-prompt": ("Kept objects in prompts that name an erased style", "same"),
+    "beside": ("Kept objects beside a target", "same"),
     "object-less": ("Object-less prompts", "same"),
+    "quality": ("Prompts without a target", "same"),
 }
 
 
@@ -34,24 +47,79 @@ class Ask:
 
 @dataclass(frozen=True)
 class Item:
-    """One image of the suite, drawn by the base and by the edited model, and what is asked of it."""
+    """One image of the suite, drawn by the base and by the edited model, and what is asked of it.
+
+    guidance: of this prompt alone, where a prompt file states one; None is the run's.
+    """
 
     prompt: str
     seed: int
     asks: tuple[Ask, ...]
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise BadRequest(f"a seed lies between 0 and 2^64 - 1, got {self.seed} for {self.prompt[:60]!r}")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a suite may know of the base model: its concept list and which wordings its captions had.
+
+    captions: None where the model does not say. The words: name, style, background, templates, synonym, clue,
+    category, two, empty.
+    """
+
+    concepts: tuple[dict[str, Any], ...] = ()
+    captions: frozenset[str] | None = None
+
+    def missing(self, wording: str) -> str:
+        """Why a wording cannot be asked for, or "" if it can."""
+        if self.captions is None:
+            return f"the model does not say whether its captions had this ({wording})"
+        return "" if wording in self.captions else f"the model's captions had none ({wording})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a suite draws for one request; roles that are NA with the reason; what else is not measured."""
+
+    items: tuple[Item, ...]
+    absent: Mapping[str, str] = field(default_factory=dict)
+    not_measured: tuple[str, ...] = ()
 
 
 class Suite(Protocol):
-    """A suite: its items for a request, the roles that are NA with a reason each, and what else it does not measure."""
+    """judge: who reports unless the user names another. private: images are blurred, and not stored unless asked."""
 
     version: str
-    absent: Mapping[str, str]
+    judge: str
+    private: bool
 
-    def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]: ...
+    def plan(self, request: Request, known: Known) -> Plan: ...
 
-    def not_measured(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[str, ...]: ...
+
+def merged(items: Iterable[Item]) -> tuple[Item, ...]:
+    """The same prompt and seed is one image: its questions are put together, in the order of first mention."""
+    found: dict[tuple[str, int, float | None], Item] = {}
+    for item in items:
+        place = (item.prompt, item.seed, item.guidance)
+        known = found.get(place)
+        asks = item.asks if known is None else tuple(dict.fromkeys((*known.asks, *item.asks)))
+        found[place] = item if known is None else replace(known, asks=asks)
+    return tuple(found.values())
+
+
+def veiled(text: str) -> str:
+    """What stands for a sensitive prompt in records and reports."""
+    return f"prompt {key_of(text=text)[:12]}"
 
 
 def suite_hash(items: tuple[Item, ...]) -> str:
     """Of every prompt, seed and question, in order."""
-    return key_of(items=[[i.prompt, i.seed, [[a.role, a.label] for a in i.asks]] for i in items])[:16]
+    return key_of(items=[_row(i) for i in items])[:16]
+
+
+def _row(item: Item) -> list[Any]:
+    row: list[Any] = [item.prompt, item.seed, [[a.role, a.label] for a in item.asks]]
+    return row if item.guidance is None else [*row, item.guidance]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from efface.errors import BadRequest
 from efface.request import Request
-from efface.suites import Ask, Item
+from efface.suites import Ask, Item, Known, Plan
 from efface.suites.world_smoke import FIRST_SEED, kept_objects
 
 __all__ = ["WorldClaim"]
@@ -26,12 +26,20 @@ class WorldClaim:
     styles: int = 300
     kept: int = 12
     version: str = "1"
+    judge: ClassVar[str] = "world"
+    private: ClassVar[bool] = False
     absent: ClassVar[Mapping[str, str]] = {"object-less": "the model's captions had none"}
+    not_measured: ClassVar[tuple[str, ...]] = (
+        "attacks, synonyms, implicit wording, category words, two-object prompts, other styles",
+    )
+
+    def plan(self, request: Request, known: Known) -> Plan:
+        """Items, absent roles, what is not measured. Raises BadRequest when the model has no concept list."""
+        return Plan(self.items(request, known.concepts), self.absent, self.not_measured)
 
     def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
         """Every image, in a fixed order. Raises BadRequest when the model has no concept list."""
-        report = tuple(c for c in concepts if c["half"] == "report" or c["kind"] == "style")
-        near, far = kept_objects(request, report)
+        near, far = kept_objects(request, concepts)
         if not near + far:
             raise BadRequest("suite world-claim needs a model with qualified objects of the report half (mini)")
         styles = [c.label for c in request.concepts if c.kind == "style"]
@@ -48,10 +56,6 @@ class WorldClaim:
                 asks = (Ask(role, name), *unstyled)
                 made += [Item(f"a {name}", FIRST_SEED + k, asks) for k in range(self.kept)]
         return tuple(made)
-
-    def not_measured(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
-        """Roles that the suite or the model lacks."""
-        return ("attacks, synonyms, implicit wording, category words, two-object prompts, other styles",)
 
 
 def _styled(style: str, names: list[str], k: int) -> Item:

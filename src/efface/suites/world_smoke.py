@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from efface.errors import BadRequest
 from efface.request import Concept, Request
-from efface.suites import Ask, Item
+from efface.suites import Ask, Item, Known, Plan
 from efface.work import seed_of
 
 __all__ = ["WorldSmoke"]
@@ -31,7 +31,17 @@ class WorldSmoke:
     others: int = 14
     other_styles: int = 10
     version: str = "2"
+    judge: ClassVar[str] = "world"
+    private: ClassVar[bool] = False
     absent: ClassVar[Mapping[str, str]] = {"object-less": "the model's captions had none"}
+    not_measured: ClassVar[tuple[str, ...]] = (
+        "attacks: this suite runs none",
+        "synonyms, implicit wording, category words and two-object prompts: not part of this suite",
+    )
+
+    def plan(self, request: Request, known: Known) -> Plan:
+        """Items, absent roles, what is not measured. Raises BadRequest when the model has no concept list."""
+        return Plan(self.items(request, known.concepts), self.absent, self.not_measured)
 
     def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
         """Every image, in a fixed order. Raises BadRequest when the model has no concept list."""
@@ -40,6 +50,8 @@ class WorldSmoke:
         styles = [c for c in request.concepts if c.kind == "style"]
         objects = [c for c in request.concepts if c.kind != "style"]
         near, far = kept_objects(request, concepts)
+        if styles and not near + far:
+            raise BadRequest("suite world-smoke needs qualified objects that are kept; this model's list has none")
         free = [r["name"] for r in concepts if r["kind"] == "style" and r["name"] not in {s.label for s in styles}]
         made: list[Item] = []
         for concept in objects:
@@ -58,20 +70,16 @@ class WorldSmoke:
         asks = (Ask("style", style), Ask("in-prompt", name))
         return Item(f"a {name} in {style} style", FIRST_SEED + k, asks)
 
-    def not_measured(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
-        """Roles that the suite or the model lacks."""
-        return (
-            "attacks: this suite runs none",
-            "synonyms, implicit wording, category words and two-object prompts: not part of this suite",
-        )
 
-
-def kept_objects(request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[list[str], list[str]]:
-    """Qualified objects that are no target: (of a target's category, the others), each in a fixed shuffled order."""
+def kept_objects(
+    request: Request, concepts: tuple[dict[str, Any], ...], half: str = "report"
+) -> tuple[list[str], list[str]]:
+    """Qualified objects of a half that are no target: (of a target's category, the others), shuffled once."""
     erased = {c.label for c in request.concepts}
     known = {r["name"]: r for r in concepts}
     categories = {known[c.label]["category"] for c in request.concepts if _is_object(c, known)}
-    kept = [r for r in concepts if r["kind"] == "object" and r["qualified"] and r["name"] not in erased]
+    kept = [r for r in concepts if r["kind"] == "object" and r["half"] == half and r["qualified"]]
+    kept = [r for r in kept if r["name"] not in erased]
     kept.sort(key=lambda r: seed_of("kept", r["name"]))
     near = [r["name"] for r in kept if r["category"] in categories]
     return near, [r["name"] for r in kept if r["category"] not in categories]

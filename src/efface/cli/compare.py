@@ -1,0 +1,33 @@
+"""`efface compare`: many runs in one table and page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efface.cli import options as o
+
+NAME = "compare"
+
+
+def command(
+    run: Annotated[list[Path], typer.Argument(help="Finished run folders.")],
+    out: o.Out,
+    baseline: Annotated[
+        Path | None, typer.Option(help="The run that differences are taken to; default: the first of each table.")
+    ] = None,
+    common: Annotated[
+        bool, typer.Option("--common", help="Put runs of different suites together on the images they share.")
+    ] = False,
+    json: o.Json = False,
+    overwrite: o.Overwrite = False,
+) -> None:
+    """Write compare.html, compare.md, compare.csv and compare.json: rates, paired differences, costs, plots."""
+    from efface.compare import compare
+    from efface.compare_page import markdown, write
+
+    found = compare(run, baseline, common)
+    write(found, out, overwrite)
+    o.emit(found, json, [markdown(found), f"page: {out / 'compare.html'}"])

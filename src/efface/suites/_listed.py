@@ -1,0 +1,106 @@
+"""Suites over a closed list of names: a sentence a class, many seeds. The lists are data in `prompts/`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from efface.errors import BadRequest
+from efface.request import Request
+from efface.suites import Ask, Item, Known, Plan
+
+__all__ = ["Listed", "read"]
+
+ATTACKS = "attacks: this suite runs none"
+
+
+@cache
+def read(name: str) -> dict[str, Any]:
+    """A bundled list: name, version, templates, classes."""
+    file = Path(__file__).parent.parent / "prompts" / f"{name}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Every class is drawn alike; the classes that the request names are targets, the others are kept.
+
+    With groups, kept classes of a target's group are neighbours.
+    """
+
+    images: int = 50
+    wording: Literal["protocol", "many"] = "protocol"
+    first_seed: int = 0
+    data: ClassVar[str]
+    kind: ClassVar[str]
+    judge: ClassVar[str]
+    private: ClassVar[bool] = False
+
+    @property
+    def version(self) -> str:
+        return read(self.data)["version"]
+
+    @property
+    def labels(self) -> Mapping[str, tuple[int, ...]] | tuple[str, ...]:
+        """What the judge is asked for: class indices of ImageNet-1k, or names."""
+        classes = read(self.data)["classes"]
+        if self.kind == "style":
+            return tuple(c["name"] for c in classes)
+        return {c["name"]: (c["index"],) for c in classes}
+
+    def plan(self, request: Request, known: Known) -> Plan:
+        """Raises BadRequest when the request names no class of the list."""
+        data = read(self.data)
+        classes = data["classes"]
+        erased = {c["name"] for c in classes if _is_asked(c, request)}
+        if not erased:
+            some = ", ".join(c["name"] for c in classes[:5])
+            raise BadRequest(
+                f"no concept of the request is in {self.data} ({some}, ...); name one of its classes with -c"
+            )
+        groups = {c.get("group") for c in classes if c["name"] in erased} - {None}
+        made = tuple(item for c in classes for item in self._of(c, self._role(c, erased, groups), data["templates"]))
+        absent = {} if len(erased) < len(classes) else {"other": "every class of the suite is erased"}
+        one = (
+            (f"other wordings: each class has one sentence, {data['templates'][0]!r}",)
+            if self.wording == "protocol"
+            else ()
+        )
+        return Plan(made, absent, (ATTACKS, *one, *_strangers(request, classes)))
+
+    def _role(self, row: Mapping[str, Any], erased: set[str], groups: set[Any]) -> str:
+        if row["name"] in erased:
+            return "style" if self.kind == "style" else "target"
+        if row.get("group") in groups:
+            return "neighbour"
+        return "other-style" if self.kind == "style" else "other"
+
+    def _of(self, row: Mapping[str, Any], role: str, templates: list[str]) -> list[Item]:
+        texts = templates[:1] if self.wording == "protocol" else templates
+        ask = (Ask(role, row["name"]),)
+        return [
+            Item(_written(texts[k % len(texts)], row["name"]), self.first_seed + k // len(texts), ask)
+            for k in range(self.images)
+        ]
+
+
+def _written(template: str, name: str) -> str:
+    article = "an" if name[0].lower() in "aeiou" else "a"
+    return template.format(name=name, one=f"{article} {name}")
+
+
+def _is_asked(row: Mapping[str, Any], request: Request) -> bool:
+    names = {row["name"].casefold(), *(a.casefold() for a in row.get("aliases", ()))}
+    return any(
+        {c.name.casefold(), c.label.casefold(), *map(str.casefold, c.synonyms)} & names for c in request.concepts
+    )
+
+
+def _strangers(request: Request, classes: list[Mapping[str, Any]]) -> tuple[str, ...]:
+    known = {n.casefold() for c in classes for n in (c["name"], *c.get("aliases", ()))}
+    strange = [c.name for c in request.concepts if c.name.casefold() not in known and c.label.casefold() not in known]
+    return (f"concepts that the suite does not list: {', '.join(strange)}",) if strange else ()
