@@ -25,8 +25,9 @@ setup: $(VENV)/dev.stamp
 demo: core
 	$(BIN)/efface demo
 
+# two processes of one thread each: the networks of the tests are too small for more threads
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
