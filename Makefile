@@ -56,6 +56,7 @@ docs: setup
 
 bench: setup
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/seed_methods.py
 
 world-claim: setup
 	$(BIN)/python benchmarks/world_claim.py

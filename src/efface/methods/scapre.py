@@ -382,9 +382,9 @@ class _Context:
         return information.normalise(found, m.normalise or "zscore", power=m.power or 1.0), found
 
     def _draws(self, site: str, purpose: str, side: str, *size: int) -> torch.Tensor:
-        """Standard normal (m, *size), keyed by site, concept and purpose: the order of concepts does not matter."""
+        """Standard normal (m, *size), float32 as released; keyed by site, concept and purpose: order is no matter."""
         n = min(len(self.names), torch.get_num_threads())
-        out = torch.empty(len(self.names), *size, dtype=torch.float64)
+        out = torch.empty(len(self.names), *size)
 
         def fill(first: int) -> None:
             for line, name in zip(out[first::n], self.names[first::n], strict=True):
@@ -392,7 +392,7 @@ class _Context:
 
         with ThreadPoolExecutor(n) as pool:  # a generator runs on one core, and drawing is much of the whole edit
             list(pool.map(fill, range(n)))
-        return out
+        return out.double()
 
     def _geometry(self, new: torch.Tensor, weight: torch.Tensor, mu: float, e: torch.Tensor | None) -> torch.Tensor:
         m = self.method
