@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from efface.errors import BadRequest, OutputExists, Unavailable, WrongFile
 from efface.judges import fingerprint, lpips, nudenet, torchmetrics_features
@@ -48,14 +48,14 @@ def lpips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = torch.Generator().manual_seed(1)
     heads = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1, generator=draw)
              for k, c in enumerate((64, 192, 384, 256, 256))}  # fmt: skip
-    torch.save(heads, folder / "lpips-alex.pth")
+    save_file(heads, folder / "lpips-alex.safetensors")
     return folder
 
 
 def test_lpips_is_that_of_its_definition(lpips_folder: Path) -> None:
     judge = lpips.load(lpips_folder)
     x, y = noise(0), noise(1)
-    heads = torch.load(lpips_folder / "lpips-alex.pth", weights_only=True)
+    heads = load_file(lpips_folder / "lpips-alex.safetensors")
     wanted = np.zeros(2)
     with torch.inference_mode():
         maps = []
@@ -85,7 +85,7 @@ def test_lpips_refuses_small_and_unequal_pictures(lpips_folder: Path) -> None:
 
 
 def test_lpips_says_how_to_get_its_weights_and_refuses_others(lpips_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=r"alexnet\.pth"):
+    with pytest.raises(Unavailable, match=r"alexnet\.safetensors"):
         lpips.load(tmp_path)
     with pytest.raises(WrongFile, match="sha256"):
         lpips.load(lpips_folder, weights_sha256="0" * 64)

@@ -66,19 +66,18 @@ class Lpips:
 
 
 def load(folder: Path | None = None, weights_sha256: str | None = None) -> Lpips:
-    """LPIPS from alexnet.safetensors (or .pth) and lpips-alex.safetensors (or .pth) in a folder.
+    """LPIPS from alexnet.safetensors and lpips-alex.safetensors in a folder.
 
     The first is torchvision's AlexNet, the second the trained weights of LPIPS v0.1. Without a folder: `lpips` in
     Efface's cache. Raises Unavailable with the way to get them, WrongFile for others.
     """
     folder = folder or cache_folder() / "lpips"
-    files = [_file(folder, stem) for stem in ("alexnet", "lpips-alex")]
-    if any(f is None for f in files):
+    paths = [folder / f"{stem}.safetensors" for stem in ("alexnet", "lpips-alex")]
+    if not all(p.is_file() for p in paths):
         raise Unavailable(
-            f"LPIPS needs torchvision's AlexNet weights as alexnet.pth and LPIPS v0.1's alex.pth as lpips-alex.pth in "
-            f"{folder}; copy both there. The core ships neither."
+            "LPIPS needs torchvision's AlexNet weights as alexnet.safetensors and LPIPS v0.1's alex.pth as "
+            f"lpips-alex.safetensors in {folder}; convert both (pickles are not read). The core ships neither."
         )
-    paths = [f for f in files if f is not None]
     card = {
         "name": Lpips.name, "role": "reporting", "architecture": "AlexNet, LPIPS v0.1",
         "weights_sha256": same_weights(fingerprint(paths), weights_sha256, folder),
@@ -101,18 +100,11 @@ def load(folder: Path | None = None, weights_sha256: str | None = None) -> Lpips
     return Lpips(kept, lins, card)
 
 
-def _file(folder: Path, stem: str) -> Path | None:
-    return next((f for end in ("safetensors", "pth") if (f := folder / f"{stem}.{end}").is_file()), None)
-
-
 def _read(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except Exception as error:
-        # torn archives raise many kinds; all have the same cure
-        raise WrongFile(f"{file} cannot be read ({str(error).splitlines()[0][:120]}); fetch it anew.") from None
-    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
-        raise WrongFile(f"Expected named tensors in {file}; fetch it anew.")
-    return found
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WrongFile(f"{file} cannot be read ({str(error).splitlines()[0][:120]}); convert it anew.") from None

@@ -57,8 +57,8 @@ def at_infinity(counts: np.ndarray, distances: np.ndarray) -> Intercept:
     design = np.stack([np.ones_like(counts), 1 / counts], 1)  # (k, 2)
     (value, slope), *_ = np.linalg.lstsq(design, distances, rcond=None)
     left = distances - design @ (value, slope)
-    spread = float(left @ left) / (len(counts) - 2) * np.linalg.inv(design.T @ design)
-    return Intercept(float(value), float(np.sqrt(spread[0, 0])))
+    spread = np.linalg.solve(design.T @ design, np.array([1.0, 0.0]))[0]  # the intercept's own variance, in units of
+    return Intercept(float(value), float(np.sqrt(spread * (left @ left) / (len(counts) - 2))))  # that of one distance
 
 
 def kid(x: np.ndarray, y: np.ndarray, *, biased: bool = False) -> float:
