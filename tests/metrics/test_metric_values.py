@@ -210,7 +210,7 @@ def test_without_weights_lpips_is_na_and_says_how_to_get_it(tmp_path, monkeypatc
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
     found = Pairs("lpips").score(Item(picture(1, 2, 3), base=picture(3, 2, 1)))
     assert (found.state, found.value) == ("na", None)
-    assert "alexnet.pth" in found.reason
+    assert "alexnet.safetensors" in found.reason
 
 
 def test_a_metric_takes_any_lpips_judge() -> None:
