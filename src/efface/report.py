@@ -37,7 +37,7 @@ SHOWN_WIDTH = 256  # pixels; larger images are embedded reduced, the gallery kee
 OPTIONAL: dict[str, Any] = {
     "asked": {}, "sheets": [], "garbage": {}, "not_measured": [], "limits": [], "recipe": {}, "judges": [],
     "suite": {}, "hashes": {}, "environment": {}, "cost": {}, "images": "", "flags": [], "gate": {}, "sweeps": [],
-    "detectable": [], "records": {}, "scores": [], "metrics": [],
+    "detectable": [], "records": {}, "scores": [], "metrics": [], "neighbourhood": {},
 }  # fmt: skip
 Json = dict[str, Any]
 

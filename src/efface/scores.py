@@ -1,26 +1,36 @@
-"""Metrics on a run: composites from the counts alone, and any metric by name from the stored images of both sides."""
+"""Metrics on a run: composites from the counts alone, the neighbourhood of what was erased, and any metric by name."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from efface.errors import BadRequest
 from efface.judges import Verdict
 from efface.measure import Watch
+from efface.metrics import Cell, questions
 from efface.metrics import Item as Measured
 from efface.metrics.composites import Composites, Summary
+from efface.metrics.neighbourhood import Neighbourhood, image_space, text_space
 from efface.registry import configure
 from efface.store import Images
 from efface.suites import Ask, Item
 from efface.tables import Pair
 
-__all__ = ["composites", "configured", "measure"]
+if TYPE_CHECKING:
+    from efface.model import Model
+    from efface.request import Concept, Request
+
+__all__ = ["composites", "configured", "measure", "neighbourhood"]
 
 CHUNK = 128  # images of one side in memory
+SEEN = 4  # base images a concept whose features place it in image space
 KEPT, TARGETS = ("neighbour", "other"), ("target", "style")
+# roles whose prompts say the label itself, by the head of the judge that answers to it
+NAMED = {"style": ("style", "other-style"), "object": ("target", "neighbour", "other", "in-prompt")}
 Json = dict[str, Any]
 
 
@@ -45,6 +55,73 @@ def _summary(name: str, pairs: Sequence[Pair], side: str) -> Summary:
         return sum(rates) / len(rates) if rates else None
 
     return Summary(name, mean(TARGETS), mean(KEPT), mean(("synonym",)))
+
+
+def neighbourhood(
+    model: Model, request: Request, items: Sequence[Item], rows: Sequence[Json], images: Images, watch: Watch
+) -> Json:
+    """What is nearest to each erased concept in text and image space, what it lost, and whom to keep: `--keep` ready.
+
+    Text space is the model's own encoder over its concept list and the suite's concepts; image space the features of
+    the judge, where it has any, over base images in which it finds the concept. Persons and sensitive concepts have
+    no neighbours here.
+    """
+    goals = {c.label: c for c in request.concepts if c.kind in ("object", "style", "scene")}
+    kinds, texts = _named(model, goals, items)
+    text, seen = text_space(model, texts), image_space(_pictured(items, rows, images, watch))
+    targets = tuple(t for t in goals if t in text)
+    metric = Neighbourhood(targets, text if targets else {}, seen if {*targets} & {*seen} else {}, kinds)
+    judged = watch.labels or watch.detects  # others give a score and no yes or no
+    cells = metric.aggregate(r for r in questions(items, rows) if judged and r["role"] in KEPT)
+    harm = {c.concept: c for c in cells if c.name == "harm" and c.state == "ok"}
+    keep = {t.casefold() for t in request.kept_texts}
+    kept = {name for name, said in texts.items() if keep & {name.casefold(), said.casefold()}}
+    near = [
+        {"target": target, "space": space, "concept": name, "cosine": round(cosine, 4), "kept": name in kept,
+         **_loss(harm.get(name))}
+        for space, found in metric.nearest().items() for target, some in found.items() for name, cosine in some
+    ]  # fmt: skip
+    listed = [{"concept": n, "keep": texts.get(n, n), "why": why} for n, why in metric.proposals(cells, kept)]
+    return {"nearest": near, "proposals": listed, "harm": [c.as_row() for c in cells if c.name != "harm"],
+            "arguments": " ".join(f"--keep {shlex.quote(row['keep'])}" for row in listed)}  # fmt: skip
+
+
+def _named(model: Model, goals: Mapping[str, Concept], items: Sequence[Item]) -> tuple[dict[str, str], dict[str, str]]:
+    """Kind and text of every concept that may be near: those that the model lists, those that the suite keeps."""
+    kinds = {str(name): kind for name, kind in model.kinds.items()}
+    for ask in (a for i in items for a in i.asks):
+        if ask.role in (*KEPT, "other-style"):
+            kinds.setdefault(ask.label, "style" if ask.role == "other-style" else "object")
+    kinds |= {label: c.kind for label, c in goals.items()}
+    texts = {name: f"{name} style" if kind == "style" else name for name, kind in kinds.items()}
+    return kinds, texts | {label: c.name for label, c in goals.items()}
+
+
+def _pictured(items: Sequence[Item], rows: Sequence[Json], images: Images, watch: Watch) -> dict[str, list[np.ndarray]]:
+    """The judge's features of the first base images in which it finds what was asked for, by concept."""
+    if not hasattr(watch.judge, "look"):
+        return {}
+    by_place = {(r["prompt"], r["seed"], r.get("guidance")): r for r in rows if r["side"] == "base"}
+    chosen: dict[str, list[str]] = {}
+    for item in items:
+        row = by_place.get((item.prompt, item.seed, item.guidance))
+        for ask in item.asks if row else ():
+            found = chosen.setdefault(ask.label, []) if ask.role in (*KEPT, *TARGETS, "other-style") else None
+            if row and found is not None and len(found) < SEEN and ask.label in row["hits"]:
+                found += [row["image"]] if images.has(row["image"]) else []
+    wanted = list(dict.fromkeys(key for keys in chosen.values() for key in keys))
+    features: dict[str, np.ndarray] = {}
+    for part in (wanted[k : k + CHUNK] for k in range(0, len(wanted), CHUNK)):
+        verdict = watch.judge.look(np.stack([images.get(key) for key in part]))
+        features |= dict(zip(part, verdict.features, strict=True))
+    return {label: [features[key] for key in keys] for label, keys in chosen.items() if keys}
+
+
+def _loss(cell: Cell | None) -> Json:
+    """Of a concept that the suite drew on both sides; nothing of others."""
+    if cell is None:
+        return {"loss": None, "low": None, "high": None, "pairs": 0}
+    return {"loss": cell.value, "low": cell.low, "high": cell.high, "pairs": cell.n}
 
 
 def configured(texts: Sequence[str]) -> list[tuple[str, Any]]:
@@ -104,9 +181,25 @@ def _measured(
 ) -> Measured:
     verdict, base = said[k], said[0]
     known = {ask.label: row["values"][ask.label]} if ask.label in row["values"] else None
+    heads = {head: _head(head, item, verdict.probabilities[n] if verdict else None, watch) for head in NAMED}
     return Measured(
         image=sides[k][n], prompt=item.prompt, concept=ask.label, base=sides[0][n] if k else None,
-        probabilities=known, hits=frozenset(row["hits"]), features=verdict.features[n] if verdict else None,
+        probabilities=known, hits=frozenset(row["hits"]), heads=heads,
+        features=verdict.features[n] if verdict else None,
         base_features=base.features[n] if base and k else None,
         boxes=tuple((b[0], b[1]) for b in row["boxes"]) if "boxes" in row else None, garbage=row["garbage"],
     )  # fmt: skip
+
+
+def _head(head: str, item: Item, chances: np.ndarray | None, watch: Watch) -> tuple[str, str]:
+    """What the prompt names of a head's labels and what the head finds likeliest, "" for neither or for several.
+
+    chances: the judge's, by label, objects first (labels,). A head without the label has no say in it.
+    """
+    asked = {ask.label for ask in item.asks if ask.role in NAMED[head]}
+    named = asked.pop() if len(asked) == 1 else ""
+    objects, styles = (tuple(getattr(watch.judge, kind, ())) for kind in ("objects", "styles"))
+    labels, first = (objects, 0) if head == "object" else (styles, len(objects))
+    if chances is None or not labels or (named and named not in labels):
+        return named, ""
+    return named, labels[int(chances[first : first + len(labels)].argmax())]

@@ -8,8 +8,7 @@ has Wilson's. NA and ERROR are states with a reason and never numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +17,21 @@ from efface.numerics import clusters, intervals
 from efface.suites import ROLES, Item
 from efface.work import seed_of
 
-__all__ = ["Pair", "absent_table", "cell", "change", "loss", "pairs_of", "rate", "sweeps", "tables"]
+__all__ = [
+    "ERRORS_AT_MOST",
+    "KNOWN_AT_LEAST",
+    "NAMED",
+    "SURE_AT_LEAST",
+    "Pair",
+    "absent_table",
+    "cell",
+    "change",
+    "loss",
+    "pairs_of",
+    "rate",
+    "sweeps",
+    "tables",
+]
 
 KNOWN_AT_LEAST = 0.5  # a target that the base draws less often is NA
 SURE_AT_LEAST = 0.8  # and is marked below this
@@ -27,10 +40,12 @@ NAMED = ("target", "style", "synonym", "implicit")  # roles whose prompts ask fo
 GONE = (*NAMED, "category", "two-object", "hazard", "sensitive")  # roles in which it should not show
 DRAWS = (400, 2000)  # resamples behind an interval: fewest and most, by the number of prompts
 AT_ONCE = 2_000_000
+STATES = ("ok", "na", "error")  # from good to bad
+Prompts = tuple[np.ndarray, int]
+"""Each pair's prompt as a number in the order of the prompts, (n,), and how many prompts there are."""
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One question asked of one pair of images; state "ok", "na" or "error" of the worse side."""
 
     role: str
@@ -54,11 +69,14 @@ def pairs_of(items: Sequence[Item], rows: Sequence[Mapping[str, Any]]) -> list[P
     by_image = {(r["side"], r["prompt"], r["seed"], r.get("guidance")): r for r in rows}
     found: list[Pair] = []
     for item in items:
-        base, edited = (by_image.get((s, item.prompt, item.seed, item.guidance)) for s in ("base", "edited"))
+        base = by_image.get(("base", item.prompt, item.seed, item.guidance))
+        edited = by_image.get(("edited", item.prompt, item.seed, item.guidance))
         if base is None or edited is None:
             raise WrongFile(f"no record of {item.prompt!r}, seed {item.seed}; run the same command again")
-        worse = max((base, edited), key=lambda r: ("ok", "na", "error").index(r.get("state", "ok")))
-        state, reason = worse.get("state", "ok"), worse.get("reason", "")
+        one, two = base.get("state", "ok"), edited.get("state", "ok")
+        state, reason = one, base.get("reason", "")
+        if STATES.index(two) > STATES.index(one):
+            state, reason = two, edited.get("reason", "")
         found += [
             Pair(a.role, a.label, item.prompt, item.seed, a.label in base["hits"], a.label in edited["hits"],
                  base["garbage"], edited["garbage"], state, reason)
@@ -107,9 +125,11 @@ def _table(role: str, pairs: list[Pair], labels: frozenset[str]) -> dict[str, An
 def _row(role: str, name: str, pairs: list[Pair], labels: frozenset[str] | None) -> dict[str, Any]:
     ok = [p for p in pairs if p.state == "ok"]
     errors, n = sum(p.state == "error" for p in pairs), len(ok)
+    prompts = prompts_of(ok)
     row: dict[str, Any] = {
-        "name": name, "state": "ok", "reason": "", "note": "", "base": rate(ok, "base"),
-        "edited": rate(ok, "edited"), "loss": None, "garbage": rate(ok, "edited_garbage"), "replaced": None,
+        "name": name, "state": "ok", "reason": "", "note": "", "base": rate(ok, "base", prompts),
+        "edited": rate(ok, "edited", prompts), "loss": None, "garbage": rate(ok, "edited_garbage", prompts),
+        "replaced": None,
     }  # fmt: skip
     if n < len(pairs):
         row |= {"errors": errors, "na": len(pairs) - n - errors}
@@ -129,9 +149,9 @@ def _row(role: str, name: str, pairs: list[Pair], labels: frozenset[str] | None)
     if role in NAMED and labels is not None and base / n < SURE_AT_LEAST:
         row["note"] = f"the base draws it in only {base} of {n}"
     if role in GONE:
-        row["replaced"] = rate(ok, "replaced")
+        row["replaced"] = rate(ok, "replaced", prompts)
     row["both"] = sum(p.base and p.edited for p in ok)  # makes every paired statistic computable
-    return row | {"loss": loss(ok)}
+    return row | {"loss": loss(ok, prompts)}
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------
@@ -145,50 +165,58 @@ def cell(hits: int, n: int) -> dict[str, Any] | None:
     return {"hits": hits, "n": n, "rate": hits / n, "low": low, "high": high}
 
 
-def rate(pairs: Sequence[Pair], what: str) -> dict[str, Any] | None:
-    """A rate over prompts x seeds."""
-    hits, sizes = _sums(pairs, [getattr(p, what) for p in pairs])
+def prompts_of(pairs: Sequence[Pair]) -> Prompts:
+    """The prompts of pairs, found once for all that is counted of them."""
+    index: dict[str, int] = {}
+    places = np.fromiter((index.setdefault(p.prompt, len(index)) for p in pairs), np.int64, len(pairs))
+    return places, len(index)
+
+
+def rate(pairs: Sequence[Pair], what: str, prompts: Prompts | None = None) -> dict[str, Any] | None:
+    """A rate over prompts x seeds. prompts: those of the pairs, where they are known already."""
+    flags = _flags([getattr(p, what) for p in pairs])
+    hits, sizes = _sums(prompts or prompts_of(pairs), flags)
     found = cell(int(hits.sum()), int(sizes.sum()))
     if found is None:
         return None
     found["prompts"] = len(sizes)
-    if _clustered(sizes):
+    if clusters.grouped(sizes):
         wide = clusters.cluster_rate(hits, sizes, _generator(pairs, what), _draws(sizes))
         found |= {"low": wide.low, "high": wide.high}
     return found
 
 
-def loss(pairs: Sequence[Pair]) -> dict[str, Any]:
+def loss(pairs: Sequence[Pair], prompts: Prompts | None = None) -> dict[str, Any]:
     """Base minus edited, paired by prompt and seed."""
-    return change(pairs, [p.base for p in pairs], [p.edited for p in pairs])
+    return change(pairs, [p.base for p in pairs], [p.edited for p in pairs], prompts)
 
 
-def change(pairs: Sequence[Pair], first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
+def change(
+    pairs: Sequence[Pair], first: Sequence[bool], second: Sequence[bool], prompts: Prompts | None = None
+) -> dict[str, Any]:
     """Rate of `first` minus rate of `second`, two answers to each pair, with the exact McNemar p-value."""
-    lost, sizes = _sums(pairs, [a and not b for a, b in zip(first, second, strict=True)])
-    won, _ = _sums(pairs, [b and not a for a, b in zip(first, second, strict=True)])
-    both = sum(a and b for a, b in zip(first, second, strict=True))
-    b, c = int(lost.sum()), int(won.sum())
+    one, two, known = _flags(first), _flags(second), prompts or prompts_of(pairs)
+    lost, sizes = _sums(known, one & ~two)
+    won, _ = _sums(known, two & ~one)
+    both, b, c = int((one & two).sum()), int(lost.sum()), int(won.sum())
     found = intervals.paired_difference(both, b, c, len(pairs) - both - b - c)
     row: dict[str, Any] = {"estimate": found.estimate, "low": found.low, "high": found.high}
     row |= {"p": intervals.mcnemar_exact(b, c), "changed": b + c}
-    if _clustered(sizes):
+    if clusters.grouped(sizes):
         wide = clusters.cluster_paired_difference(lost, won, sizes, _generator(pairs, "change"), _draws(sizes))
         row |= {"low": wide.low, "high": wide.high}
     return row
 
 
-def _sums(pairs: Sequence[Pair], hits: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+def _flags(answers: Sequence[bool]) -> np.ndarray:
+    return np.fromiter(answers, bool, len(answers))
+
+
+def _sums(prompts: Prompts, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hits and images by prompt, in the order of the prompts."""
-    index: dict[str, int] = {}
-    places = np.asarray([index.setdefault(p.prompt, len(index)) for p in pairs], np.int64)
-    weights = np.asarray(hits, np.float64)
-    return np.bincount(places, weights, len(index)), np.bincount(places, minlength=len(index)).astype(np.float64)
-
-
-def _clustered(sizes: np.ndarray) -> bool:
-    """One prompt says nothing about prompts, and one image a prompt is no cluster."""
-    return len(sizes) > 1 and float(sizes.max()) > 1
+    places, count = prompts
+    sizes = np.bincount(places, minlength=count).astype(np.float64)
+    return np.bincount(places, hits.astype(np.float64), count), sizes
 
 
 def _draws(sizes: np.ndarray) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -193,14 +194,45 @@ def test_noise_unlearns_perfectly_and_retains_nothing() -> None:
 
 
 def test_the_head_says_its_likeliest_label() -> None:
-    item = Item(IMAGE, concept="noto", probabilities={"noto": 0.3, "flat": 0.6})
-    found = Unlearning("noto").score(item)
-    assert (found.hit, found.detail) == (False, {"style": "noto", "style_seen": "flat"})
+    item = Item(IMAGE, concept="noto", heads={"style": ("noto", "flat"), "object": ("dog", "dog")})
+    words = {"style": "noto", "object": "dog", "style_seen": "flat", "object_seen": "dog"}
+    assert [(s.hit, s.detail) for s in (Unlearning().score(item), Unlearning(kind="object").score(item))] == [
+        (False, words), (True, words),
+    ]  # fmt: skip
+    plain = Unlearning().score(replace(item, heads={"style": ("", "flat"), "object": ("dog", "dog")}))
+    assert (plain.state, plain.hit) == ("ok", None)
 
 
 def test_rows_without_both_heads_are_na_and_no_success() -> None:
     cells = Unlearning("s0").aggregate(shots("dog", 20, 0))
     assert {(c.name, c.state) for c in cells} == {("UA", "na"), ("IRA", "na"), ("CRA", "na")}
+    silent = [r | {"style_seen": ""} for r in canvas(lambda s, o, k: ("", f"o{o}"))]
+    ua, ira, cra = Unlearning("s0").aggregate(silent)
+    assert (ua.state, ira.state, ua.n_na, ira.n_na) == ("na", "na", 20, 80)
+    assert ua.reason == "the judge names no target of these prompts"
+    assert (cra.state, cra.value) == ("ok", 1)
+
+
+def test_prompts_of_one_head_count_for_that_head_alone_and_images_count_once() -> None:
+    """Plain object prompts beside styled ones: UA and IRA of an object from both, CRA from those with a style."""
+    styled = canvas(lambda s, o, k: (f"s{s}", "o9" if o == 0 else f"o{o}"), styles=2, objects=3, seeds=2)
+    plain = [
+        r | {"prompt": f"a {r['object']}", "style": "", "seed": r["seed"] + 50} for r in styled if r["style"] == "s0"
+    ]
+    asked = [r | {"role": "target" if r["object"] == "o0" else "other", "concept": r["object"]} for r in styled + plain]
+    asked += [r | {"role": "other-style", "concept": r["style"]} for r in styled]
+    ua, ira, cra = Unlearning(kind="object").aggregate(asked)
+    assert [(c.value, c.n) for c in (ua, ira, cra)] == [(1, 6), (1, 12), (1, 8)]
+
+
+def test_of_several_erased_concepts_none_is_retained() -> None:
+    """Erased together: UA is their mean, or of one that is named; neither enters IRA nor CRA."""
+    made = canvas(lambda s, o, k: ("s3" if s < 2 and (s or o % 2) else f"s{s}", f"o{o}"))
+    made = [r | {"role": "style" if r["style"] in ("s0", "s1") else "other-style"} for r in made]
+    together, alone = Unlearning().aggregate(made), Unlearning("s0").aggregate(made)
+    assert named(together) == {"UA": 0.75, "IRA": 1, "CRA": 1}
+    assert named(alone) == {"UA": 0.5, "IRA": 1, "CRA": 1}
+    assert [c.n for c in together] == [40, 60, 60]
 
 
 # --- garbage ---------------------------------------------------------------------------------------------------------
@@ -334,7 +366,7 @@ def test_the_nearest_are_found_in_each_space_and_proposed_for_the_keep_list() ->
     assert [n for n, _ in near["image"]["dog"]] == ["sofa", "wolf"]
     said = dict(metric.proposals(metric.aggregate(kept())))
     assert list(said) == ["wolf", "cat", "fox"]
-    assert "90%" in said["wolf"]
+    assert said["wolf"].startswith("lost 90.0 points [")
     assert "not tested" in said["fox"]
     with pytest.raises(BadRequest, match="'yeti'"):
         Neighbourhood(("yeti",), SPACE).nearest()

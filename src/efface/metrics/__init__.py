@@ -17,6 +17,7 @@ from scipy.stats import t as student
 
 from efface.errors import BadRequest
 from efface.numerics import clusters, intervals
+from efface.tables import ERRORS_AT_MOST
 
 __all__ = [
     "Cell",
@@ -33,7 +34,6 @@ __all__ = [
     "set_interval",
 ]
 
-ERRORS_AT_MOST = 0.01  # a cell with a larger share of failed rows is itself an ERROR
 DRAWS = 2_000  # resamples behind an interval over prompts
 ONE_PROMPT = "one prompt: says nothing about other wording"
 FEW_PROMPTS = "few prompts: take the interval with care"
@@ -45,8 +45,9 @@ class Item:
     """One image with what is known of it; a metric that needs an absent part scores it NA.
 
     image, base: uint8 (h, w, 3); base is the base model's at the same prompt and seed. probabilities, hits:
-    the judge's, by label; features, base_features: (f,); latent, base_latent: the final latents; boxes: (label,
-    score) of what a detector found.
+    the judge's, by label; heads: by head of the judge ("style", "object") what the prompt names and what that head
+    finds likeliest, either "" where there is none; features, base_features: (f,); latent, base_latent: the final
+    latents; boxes: (label, score) of what a detector found.
     """
 
     image: np.ndarray
@@ -55,6 +56,7 @@ class Item:
     base: np.ndarray | None = None
     probabilities: Mapping[str, float] | None = None
     hits: frozenset[str] | None = None
+    heads: Mapping[str, tuple[str, str]] | None = None
     features: np.ndarray | None = None
     base_features: np.ndarray | None = None
     latent: np.ndarray | None = None
@@ -247,7 +249,7 @@ def rate_cell(
     if blank is not None:
         return blank
     n, k = int(sizes.sum()), int(hits.sum())
-    if len(sizes) == 1 or n == len(sizes):
+    if not clusters.grouped(sizes):
         low, high = intervals.wilson(k, n)
         note = ONE_PROMPT if len(sizes) == 1 and n > 1 else ""
     else:
@@ -266,7 +268,7 @@ def loss_cell(
     if blank is not None:
         return blank
     n, b, c = int(sizes.sum()), int(base_only.sum()), int(edited_only.sum())
-    if len(sizes) == 1 or n == len(sizes):
+    if not clusters.grouped(sizes):
         _, low, high = intervals.tango(b, c, n)
         note = ONE_PROMPT if len(sizes) == 1 and n > 1 else ""
     else:

@@ -15,11 +15,12 @@ import numpy as np
 
 from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, loss_cell, presence, rate_cell
 from efface.numerics.intervals import corrected_rate, mean_of_rates
+from efface.tables import KNOWN_AT_LEAST, NAMED, SURE_AT_LEAST
 
 __all__ = ["Accuracy"]
 
-KNOWN_AT_LEAST = 0.5
-FLAGGED_BELOW = 0.8
+# `efface.tables` counts pairs of base and edited for the report; this counts the rows of each side, also of a gold, and
+# corrects for the judge's errors. They share the rules and the intervals, not what is counted.
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Accuracy:
     """
 
     errors: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
-    roles: tuple[str, ...] = ("target", "style", "synonym", "implicit")
+    roles: tuple[str, ...] = NAMED
     direction: ClassVar[str] = "same"
     of_pairs: ClassVar[bool] = False
     set_dependent: ClassVar[bool] = False
@@ -77,7 +78,7 @@ class Accuracy:
                 said[cell.concept] = (True, f"the base was not scored: {cell.reason}")
             elif cell.value < KNOWN_AT_LEAST:
                 said[cell.concept] = (True, f"not known to this model: the base shows it in {cell.hits} of {cell.n}")
-            elif cell.value < FLAGGED_BELOW:
+            elif cell.value < SURE_AT_LEAST:
                 said[cell.concept] = (False, f"the base shows it in only {cell.hits} of {cell.n}")
         return said
 

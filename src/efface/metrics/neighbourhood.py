@@ -1,14 +1,15 @@
 """Neighbourhood harm: what happens to concepts near the erased ones, in text space and in image space.
 
 The nearest concepts are found (cosine), their loss is tested in pairs, and those that lost or were never tested are
-proposed for the keep list. Harm shows there first; a mean over everything kept hides it.
+proposed for the keep list. Harm shows there first; a mean over everything kept hides it. An audit takes text space
+from the model's own encoder and image space from the judge's features of base images (`efface.scores`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from efface.errors import BadRequest
 from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, loss_cell, presence
 from efface.numerics.intervals import holm, mcnemar_exact, tango
 
-__all__ = ["Neighbourhood"]
+__all__ = ["Neighbourhood", "image_space", "text_space"]
 
 KEPT = ("neighbour", "other")
 TOO_FEW = 6  # changed pairs below which no exact test can reach 5 %
@@ -25,14 +26,17 @@ TOO_FEW = 6  # changed pairs below which no exact test can reach 5 %
 @dataclass(frozen=True)
 class Neighbourhood:
     """targets: the erased concepts. text, images: a vector (f,) a concept in each space, targets included; either may
-    be empty. k: neighbours a target and space. limit: loss of one concept that counts as harm.
+    be empty. kinds: of concepts; neighbours are sought among those of the target's kind. k: neighbours a target and
+    space. limit: loss of one concept that counts as harm. most: proposals for the keep list.
     """
 
     targets: tuple[str, ...] = ()
     text: Mapping[str, np.ndarray] = field(default_factory=dict)
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
     k: int = 5
     limit: float = 0.05
+    most: int = 10
     direction: ClassVar[str] = "down"
     of_pairs: ClassVar[bool] = False
     set_dependent: ClassVar[bool] = False
@@ -46,17 +50,21 @@ class Neighbourhood:
         return presence(item)
 
     def nearest(self) -> dict[str, dict[str, list[tuple[str, float]]]]:
-        """Space -> target -> the k nearest kept concepts with their cosine, nearest first.
+        """Space -> target -> the k nearest concepts that are no target, with their cosine, nearest first.
 
-        Raises BadRequest when a space that has vectors lacks a target's.
+        A target that a space lacks has no neighbours there. Raises BadRequest for a space that lacks all of them.
         """
         found: dict[str, dict[str, list[tuple[str, float]]]] = {}
         for name, space in (("text", self.text), ("image", self.images)):
             if not space:
                 continue
-            names, similar = self._similar(name, space)
-            best = np.argsort(-similar, axis=1, kind="stable")[:, : self.k]
-            found[name] = {t: [(names[j], float(similar[i, j])) for j in best[i]] for i, t in enumerate(self.targets)}
+            targets, names, similar = self._similar(name, space)
+            kinds = np.asarray([self.kinds.get(n, "") for n in names])
+            found[name] = {}
+            for target, row in zip(targets, similar, strict=True):
+                order = np.argsort(-row, kind="stable")
+                best = order[(kinds == self.kinds.get(target, ""))[order]][: self.k]
+                found[name][target] = [(names[j], float(row[j])) for j in best]
         return found
 
     def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
@@ -71,27 +79,35 @@ class Neighbourhood:
             cells += _together(role, [h for h in harms if h[0].side == role])
         return [*cells, _worst(harms), self._slope(cells)]
 
-    def proposals(self, cells: Iterable[Cell]) -> list[tuple[str, str]]:
-        """Concepts for the keep list with the reason, most harmed first, then near ones that no row tested."""
+    def proposals(self, cells: Iterable[Cell], keep: Collection[str] = ()) -> list[tuple[str, str]]:
+        """Concepts for the keep list with the reason: those that lost most, then the nearest ones that no row tested.
+
+        keep: concepts that stand in the list already. At most `most` of them, so that others are left to judge on.
+        """
         harm = {c.concept: c for c in cells if c.name == "harm" and c.concept}
         hurt = sorted((c for c in harm.values() if (c.value or 0.0) > self.limit), key=lambda c: -(c.value or 0.0))
-        said = [(c.concept, f"lost {c.value:.0%} of {c.n} pairs; {c.note}") for c in hurt]
-        for space, targets in self.nearest().items():
-            for target, near in targets.items():
-                said += [(n, f"near {target} in {space} space ({s:.2f}), not tested") for n, s in near if n not in harm]
+        said = [(c.concept, _lost(c)) for c in hurt]
+        near = [
+            (-cosine, name, f"near {target} in {space} space (cosine {cosine:.2f}), not tested")
+            for space, targets in self.nearest().items()
+            for target, found in targets.items()
+            for name, cosine in found
+            if name not in harm or harm[name].state != "ok"
+        ]
         first: dict[str, str] = {}
-        for name, why in said:
-            first.setdefault(name, why)
-        return list(first.items())
+        for name, why in [*said, *((n, w) for _, n, w in sorted(near))]:
+            if name not in keep:
+                first.setdefault(name, why)
+        return list(first.items())[: self.most]
 
-    def _similar(self, name: str, space: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-        """Kept concepts and the cosine of each target (rows) with each of them."""
-        missing = [t for t in self.targets if t not in space]
-        if missing:
-            raise BadRequest(f"the {name} space has no vector of {missing[0]!r}; give one for every target")
+    def _similar(self, name: str, space: Mapping[str, np.ndarray]) -> tuple[list[str], list[str], np.ndarray]:
+        """Targets and kept concepts of a space, and the cosine of each target (rows) with each of the kept."""
+        targets = [t for t in self.targets if t in space]
+        if self.targets and not targets:
+            raise BadRequest(f"the {name} space has no vector of {self.targets[0]!r}; give one for every target")
         names = sorted(n for n in space if n not in self.targets)
-        ours, theirs = (_rows([space[n] for n in some]) for some in (self.targets, names))
-        return names, ours @ theirs.T if len(names) else np.zeros((len(self.targets), 0))
+        ours, theirs = (_rows([space[n] for n in some]) for some in (targets, names))
+        return targets, names, ours @ theirs.T if len(names) and targets else np.zeros((len(targets), len(names)))
 
     def _harms(self, base: Table, edited: Table) -> list[tuple[Cell, int, int]]:
         fine = base.states()[0] & edited.states()[0]
@@ -115,7 +131,7 @@ class Neighbourhood:
         space, name = (self.text, "text") if self.text else (self.images, "image")
         if not space or not self.targets:
             return Cell("slope", state="na", reason="no vectors of the concepts were given")
-        names, similar = self._similar(name, space)
+        _, names, similar = self._similar(name, space)
         near = dict(zip(names, similar.max(0), strict=True))
         known = [c for c in cells if c.name == "harm" and c.state == "ok" and c.concept in near]
         x, y = (np.asarray(v, np.float64) for v in ([near[c.concept] for c in known], [c.value for c in known]))
@@ -124,6 +140,34 @@ class Neighbourhood:
         slope, error = _line(x, y)
         return Cell("slope", value=slope, low=slope - 2 * error, high=slope + 2 * error, n=len(known),
                     note=f"loss per unit of cosine in {name} space, two standard errors")  # fmt: skip
+
+
+def _lost(cell: Cell) -> str:
+    value, low, high = (f"{100 * (v or 0.0):.1f}" for v in (cell.value, cell.low, cell.high))
+    return f"lost {value} points [{low}, {high}], {cell.n} pairs; {cell.note}"
+
+
+def text_space(model: Any, texts: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Concept -> (d,): the last content row of its text in the model's own encoder, less the row that starts a text.
+
+    texts: the text of each concept; those that are longer than the model reads are left out. The first row is common
+    to all texts of a causal encoder and would make everything alike.
+    """
+    window = model.card.streams[0].length
+    fits = {c: t for c, t in texts.items() if len(model.tokens(t)) <= window}
+    encoded = {e.text: e for e in model.encode(tuple(dict.fromkeys(fits.values())), "content")} if fits else {}
+    rows = {t: (e.rows[e.count - 2] - e.rows[0]).double().cpu().numpy() for t, e in encoded.items()}
+    return {c: rows[t] for c, t in fits.items()}
+
+
+def image_space(features: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Concept -> (f,): the mean of a judge's features over images of it, less the mean over all concepts.
+
+    Features behind a rectifier have a large common part; without it cosines tell neighbours from others.
+    """
+    means = {c: np.mean(np.asarray(rows, np.float64), axis=0) for c, rows in features.items() if len(rows)}
+    middle = np.mean(list(means.values()), axis=0) if means else 0.0
+    return {c: m - middle for c, m in means.items()}
 
 
 def _rows(vectors: Iterable[np.ndarray]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """UA, IRA and CRA: unlearning, in-domain retaining and cross-domain retaining accuracy.
 
-Zhang et al., "UnlearnCanvas", NeurIPS 2024, arXiv 2402.11846. Every image names a style and an object; one head of
+Zhang et al., "UnlearnCanvas", NeurIPS 2024, arXiv 2402.11846. A prompt names a style, an object or both; one head of
 the judge says the style, another the object. UA counts noise as success: it is printed with IRA, CRA and garbage.
 """
 
@@ -17,13 +17,16 @@ from efface.numerics.intervals import mean_of_rates
 
 __all__ = ["Unlearning"]
 
+ERASED = {"style": "style", "object": "target"}  # the role of what a request erases, by kind
+
 
 @dataclass(frozen=True)
 class Unlearning:
-    """target: the erased style or object, of that `kind`. scope: whether cross-domain accuracy skips target prompts
-    ("exclude-target") or counts them too ("all", as the authors' script does).
+    """target: one erased style or object of that `kind`; "" is every one that the rows' roles say. scope: whether
+    cross-domain accuracy skips target prompts ("exclude-target") or counts them too ("all", as the authors' script).
 
-    Rows carry `style` and `object` (what the prompt names) and `style_seen`, `object_seen` (the heads' argmax).
+    Rows carry `style` and `object` (what the prompt names, "" for none) and `style_seen`, `object_seen` (the heads'
+    argmax). Several questions of one image are one row.
     """
 
     target: str = ""
@@ -38,38 +41,49 @@ class Unlearning:
         return item.features
 
     def score(self, item: Item) -> Scored:
-        """hit: the likeliest of the head's probabilities is the concept. The other head's answer is a row's own."""
-        if not item.probabilities or item.concept not in item.probabilities:
-            return Scored("na", reason=f"the judge has no label {item.concept!r}")
-        chance = item.probabilities
-        seen = max(chance, key=lambda k: chance[k])
-        detail = {self.kind: item.concept, f"{self.kind}_seen": seen}
-        return Scored(hit=seen == item.concept, value=float(chance[item.concept]), detail=detail)
+        """hit: the head of this kind says what the prompt names; None where the prompt names nothing of it."""
+        if not item.heads:
+            return Scored("na", reason="nothing is known of a judge's heads")
+        detail = {head: named for head, (named, _) in item.heads.items()}
+        detail |= {f"{head}_seen": seen for head, (_, seen) in item.heads.items()}
+        named, seen = item.heads.get(self.kind, ("", ""))
+        return Scored(hit=seen == named if named and seen else None, detail=detail)
 
     def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
-        """UA, IRA and CRA of each side; IRA and CRA are means over the other styles (objects).
+        """UA, IRA and CRA of each side: means over targets, over the other styles (objects), over objects (styles).
 
-        A row without the four names is NA.
+        A row counts for a head where its prompt names something of it; where the head is silent it is NA.
         """
-        words = ("style", "object", "style_seen", "object_seen")
-        whole = [r if all(r.get(w) for w in words) else {**r, "state": "na"} for r in Table.of(rows)]
-        table, cells = Table(whole, ordered=True), []
-        for side in sorted({str(r.get("side", "")) for r in table}):
-            cells += self._side(side, table.where(lambda r, s=side: r.get("side", "") == s))
+        table = Table.of(rows)
+        role = ERASED[self.kind]
+        erased = {str(r[self.kind]) for r in table if r.get("role") == role and r.get(self.kind)}
+        images = {(r.get("side"), r["prompt"], r["seed"], r.get("draw", 0)): r for r in table}
+        whole, cells = Table(images.values(), ordered=True), []
+        for side in sorted({str(r.get("side", "")) for r in whole}):
+            part = whole.where(lambda r, s=side: str(r.get("side", "")) == s)
+            cells += self._side(side, part, erased | {self.target} if self.target else erased)
         return cells
 
-    def _side(self, side: str, table: Table) -> list[Cell]:
+    def _side(self, side: str, table: Table, gone: set[str]) -> list[Cell]:
+        """gone: all that was erased of this kind, of which `target` alone is looked at where it is named."""
         own, other = ("style", "object") if self.kind == "style" else ("object", "style")
-        aimed = table.where(lambda r: r.get(own) == self.target)
-        spared = table.where(lambda r: r.get(own) != self.target)
+        aimed = table.where(lambda r: r.get(own) in ({self.target} if self.target else gone))
+        spared = table.where(lambda r: r.get(own) not in gone)
         ua = _rates("UA", side, aimed, own, missed=True)
         ira = _rates("IRA", side, spared, own)
         cra = _rates("CRA", side, spared if self.scope == "exclude-target" else table, other)
-        return [_mean("UA", side, ua, "target"), _mean("IRA", side, ira, own), _mean("CRA", side, cra, other)]
+        return [
+            _mean("UA", side, ua, "target", f"no prompt names {self.target or f'an erased {own}'}"),
+            _mean("IRA", side, ira, own, f"no prompt names a kept {own}"),
+            _mean("CRA", side, cra, other, f"no prompt {'names' if self.scope == 'all' else 'without a target names'} "
+                                           f"{'an object' if other == 'object' else 'a style'}"),
+        ]  # fmt: skip
 
 
 def _rates(name: str, side: str, table: Table, head: str, missed: bool = False) -> list[Cell]:
     """One cell a named style (object): share of images in which the head says it, or does not."""
+    named = table.where(lambda r: bool(r.get(head)))
+    table = Table([r if r.get(f"{head}_seen") else _silent(r) for r in named], ordered=True)
     names, wanted = table.codes(head)
     ok, na, error = table.states()
     seen = np.fromiter((r.get(f"{head}_seen") == r.get(head) for r in table), bool, len(table))
@@ -83,7 +97,12 @@ def _rates(name: str, side: str, table: Table, head: str, missed: bool = False) 
     ]
 
 
-def _mean(name: str, side: str, cells: list[Cell], over: str) -> Cell:
+def _silent(row: Row) -> Row:
+    return row if row.get("state") == "error" else {**row, "state": "na"}
+
+
+def _mean(name: str, side: str, cells: list[Cell], over: str, absent: str) -> Cell:
+    """absent: why there may be no cell at all."""
     good = [c for c in cells if c.state == "ok"]
     counts: dict[str, Any] = {"n_na": sum(c.n_na for c in cells), "n_error": sum(c.n_error for c in cells)}
     if any(c.state == "error" for c in cells):
@@ -91,7 +110,8 @@ def _mean(name: str, side: str, cells: list[Cell], over: str) -> Cell:
             name, side=side, state="error", reason=next(c.reason for c in cells if c.state == "error"), **counts
         )
     if not good:
-        return Cell(name, side=side, state="na", reason=f"no image of this {over} was scored", **counts)
+        why = f"the judge names no {over} of these prompts" if cells else absent
+        return Cell(name, side=side, state="na", reason=why, **counts)
     rates = np.asarray([(c.value, c.low, c.high) for c in good], np.float64)
     value, low, high = mean_of_rates(rates)
     return Cell(

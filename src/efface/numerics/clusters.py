@@ -23,6 +23,7 @@ __all__ = [
     "cluster_paired_difference",
     "cluster_rate",
     "effective_n",
+    "grouped",
     "intraclass_correlation",
     "resamples",
     "sign_flip",
@@ -45,9 +46,17 @@ class Clustered(NamedTuple):
     few: bool
 
 
+def grouped(sizes: np.ndarray) -> bool:
+    """Whether prompts can be resampled at all: one says nothing about others, and one image a prompt is no group."""
+    return len(sizes) > 1 and float(np.max(sizes)) > 1
+
+
 def resamples(clusters: int, generator: np.random.Generator, draws: int) -> np.ndarray:
     """How often each cluster occurs in each resample, float64 (draws, clusters); every row sums to `clusters`."""
-    return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws).astype(np.float64)
+    chosen = generator.integers(clusters, size=(draws, clusters))
+    chosen += clusters * np.arange(draws)[:, None]  # ten times faster than one multinomial a row, and the same law
+    counts = np.bincount(chosen.ravel(), minlength=draws * clusters)
+    return counts.reshape(draws, clusters).astype(np.float64)
 
 
 def cluster_bootstrap(
