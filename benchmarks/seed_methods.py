@@ -1,31 +1,45 @@
-"""What ScaPre costs beside its authors' structure, at the shapes of real checkpoints; prints ratios.
+"""What ScaPre, FIA and KSCU cost beside their authors' code; prints ratios, each beside what is asked of it.
 
-Random weights and random text rows of the right shapes, everything float64, all timings of one run side by side,
-medians over rounds that alternate. Each method is one function in METHODS. `--quick` is a check that it runs: few
-matrices and concepts, and its ratios mean little.
+ScaPre: random weights and text rows of the shapes of real checkpoints, everything float64, all timings of one run side
+by side, medians over rounds that alternate. FIA and KSCU: counted, on a network as small as they get with the sampler
+of Stable Diffusion 1.x. Name the methods to run some of them; each is one function in METHODS. `--quick` is a check
+that it runs: few matrices and concepts, and its ratios mean little.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-from efface.evidence import Evidence
+import efface
+from efface import sampler
+from efface.cli.options import prepare
+from efface.evidence import Evidence, gather
+from efface.methods.kscu import _KeySteps
 from efface.methods.scapre import PRESETS, ScaPre, _Context
-from efface.model import Encoded
+from efface.model import Encoded, Model
+from efface.numerics import schedules
 from efface.numerics.geometry import bures_step
 from efface.numerics.spectral import right_side
-from efface.patch import Dense
+from efface.patch import Dense, Mask, Patch
 from efface.request import Concept, Request
+from efface.run import plan
 from efface.sites import Card, Site, Stream
+from efface.train import Net, train
 from efface.work import Work
 
 LENGTH = 77
@@ -74,6 +88,13 @@ def evidence(m: int, width: int) -> tuple[Evidence, Request]:
     return Evidence(texts), Request(tuple(Concept(t, "object") for t in texts if t))
 
 
+def verdict(what: str, value: float, bound: float, at_least: bool = False) -> None:
+    """One ratio beside what is asked of it."""
+    met = value >= bound if at_least else value <= bound
+    asked = f"at {'least' if at_least else 'most'} {bound:g}"
+    print(f"{what}: {value:.4g} (asked: {asked}) {'met' if met else 'MISSED'}", flush=True)
+
+
 def seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
@@ -112,19 +133,22 @@ def scapre(options: argparse.Namespace) -> None:
     ours = statistics.median(t for t, _ in rounds)
     product = statistics.median(t for _, t in rounds)
     ratio = statistics.median(a / b for a, b in rounds)
-    print(f"edit {ours:.3f} s; float64 product {model.rows} x {PRODUCT} x {width} {product:.3f} s; ratio {ratio:.2f}")
+    print(f"edit {ours:.3f} s; float64 product {model.rows} x {PRODUCT} x {width} {product:.3f} s")
+    verdict("edit over product", ratio, 3)
 
     loop, released, errors = authors_structure(model, method, found, request, 2 if options.quick else 16)
-    print(f"bare loop of one Cholesky solve a row, scaled: {loop:.1f} s, {loop / ours:.0f} times the edit")
-    print(f"released structure a row, scaled: {released:.1f} s, {released / ours:.0f} times the edit")
-    print(f"largest relative difference of a solved row {errors[0]:.1e}, of a final row {errors[1]:.1e}")
+    print(f"bare loop of one Cholesky solve a row, scaled: {loop:.1f} s; released structure: {released:.1f} s")
+    verdict("bare loop over edit", loop / ours, 25, at_least=True)
+    verdict("released structure over edit", released / ours, 100, at_least=True)
+    verdict("largest relative difference of a solved row", errors[0], 1e-8)
+    verdict("largest relative difference of a final row", errors[1], 1e-8)
     print(f"full Bures step beside it: {bures_seconds(model, shapes):.3f} s")
     patch = {}
     extra = peak_megabytes(lambda: patch.update(made=edit()))
     edits = patch.pop("made").edits
     stored = sum(t.numel() * t.element_size() for e in edits for t in e.tensors().values()) / 2**20
     dense = sum(isinstance(e, Dense) for e in edits)
-    print(f"peak memory {extra:.0f} MB, {stored:.0f} MB of it the edits ({dense} of {len(edits)} dense)")
+    verdict(f"peak memory in MB, {stored:.0f} of it the edits ({dense} of {len(edits)} dense)", extra, 600)
     cost_table(edit, model, (1, 4, 8) if options.quick else (1, 10, 50, 100, 300, 1000))
     if not options.quick:
         del edits, patch
@@ -143,9 +167,12 @@ def product_seconds(rows: int, width: int) -> float:
 def cost_table(edit: Callable[..., object], model: Weights, sizes: tuple[int, ...]) -> None:
     """Seconds by number of concepts; linear growth keeps the last column from rising."""
     print("concepts  seconds  seconds a concept")
+    shares = []
     for m in sizes:
         taken = seconds(lambda made=evidence(m, model.card.streams[0].width): edit(model, *made))
-        print(f"{m:8d}  {taken:7.3f}  {taken / m:.4f}", flush=True)
+        shares.append(taken / m)
+        print(f"{m:8d}  {taken:7.3f}  {shares[-1]:.4f}", flush=True)
+    verdict("seconds a concept of the most over those of the fewest", shares[-1] / shares[0], 1)
 
 
 def bures_seconds(model: Weights, shapes: tuple[tuple[int, int], ...]) -> float:
@@ -259,12 +286,163 @@ class Released:
         return r * u
 
 
-METHODS: dict[str, Callable[[argparse.Namespace], None]] = {"scapre": scapre}
+# --- FIA and KSCU: a network that costs little ------------------------------------------------------------------------
+
+
+def least(dtype: torch.dtype = torch.float32) -> Model:
+    """The bundled pipeline around a random U-Net of a few channels, with the sampler of SD 1.x."""
+    from diffusers import PNDMScheduler, UNet2DConditionModel
+
+    pipe = efface.load("mini", "cpu").pipeline()
+    few = {
+        "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 2, "sample_size": 4,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe.unet = UNet2DConditionModel.from_config({**pipe.unet.config, **few}).eval().requires_grad_(False)  # pyright: ignore
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    return efface.load(pipe.to(dtype))
+
+
+# --- FIA -------------------------------------------------------------------------------------------------------------
+
+NAMES = ("dog", "cat", "house", "car", "tree", "bird", "boat", "lamp", "fish", "bell")
+FIFTY = {"saliency_steps": 10, "inference_steps": 50, "alpha": "off"}
+
+
+def fia(options: argparse.Namespace) -> None:
+    """Evaluations of the denoiser: one is a guided call for one prompt, both halves."""
+    model = least()
+    schedule = model.scheduler()
+    schedule.set_timesteps(50)
+    published = 2 * 30 * len(schedule.timesteps)  # 30 pairs to the end
+    print(f"FIA; the released schedule makes {published} evaluations a concept")
+    pairs = 3 if options.quick else 30
+    for what, names, preset, prompts, bound in (
+        ("equal prompts, one concept", NAMES[:1], "code", pairs, 5),
+        ("equal prompts, ten concepts", NAMES, "code", pairs, 9),
+        ("the paper's five pairs, ten concepts", NAMES, "paper", 5, 50),
+    ):
+        each = evaluations(model, names, preset=preset, prompts=prompts, **FIFTY) / len(names)
+        verdict(f"{what}: {each:g} a concept, times fewer", published / each, bound, at_least=True)
+    stopping(model)
+    lock_step(least(torch.float64))
+    lock_step(model)
+    steps = 1 if options.quick else 2
+    for score in ("cosine", "norm"):
+        script = str(Path(__file__).with_name("fia_memory.py"))
+        ran = subprocess.run(
+            [sys.executable, script, score, "--steps", str(steps)], check=True, capture_output=True, text=True
+        )
+        verdict(f"extra memory in MB at SD 1.x shapes, {score} score, {steps} steps", float(ran.stdout), 600)
+
+
+def masks(model: Model, names: tuple[str, ...], folder: str | None = None, **settings: Any) -> Patch:
+    """Drawn anew: nothing is taken from an earlier run's cache."""
+    with tempfile.TemporaryDirectory() as place:
+        return efface.erase(model, names, method="fia", cache=Path(folder or place), **settings)
+
+
+def evaluations(model: Model, names: tuple[str, ...], **settings: Any) -> float:
+    """As many as really pass the denoiser."""
+    rows: list[int] = []
+    handle = model.part("unet").register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    masks(model, names, **settings)
+    handle.remove()
+    return sum(rows) / 2
+
+
+def stopping(model: Model) -> None:
+    """Stopped after the last step that is looked at, against the whole schedule."""
+    few = {"preset": "paper", "prompts": 3, "saliency_steps": 3, "inference_steps": 10}
+    short, sample = masks(model, NAMES[:1], **few), sampler.sample
+
+    def whole(*given: Any, calls: int, **more: Any) -> Any:
+        return sample(*given, **more)
+
+    with mock.patch("efface.sampler.sample", whole):
+        full = masks(model, NAMES[:1], **few)
+    verdict("masks with early stop, patches that differ from the whole schedule's", short.hash != full.hash, 0)
+
+
+def lock_step(model: Model) -> None:
+    """Prompts one by one against sixteen at once: masks, and the relative difference of the statistics."""
+    few = {"preset": "paper", "saliency_steps": 3, "inference_steps": 10, "keep_steps": True}
+    patches, states = [], []
+    for batch in (1, 16):
+        with tempfile.TemporaryDirectory() as place, mock.patch("efface.sampler.BATCH", batch):
+            patches.append(masks(model, NAMES[:2], place, **few))
+            states.append([load_state(f) for f in sorted(Path(place).rglob("*.safetensors"))])
+    apart = max(_relative(a, b) for a, b in zip(*states, strict=True))
+    name = str(model.dtype).removeprefix("torch.")
+    verdict(f"lock-step, {name}: largest relative difference of a statistic", apart, 1e-5)
+    one, many = ({(e.site, i) for e in p.edits if isinstance(e, Mask) for i in marked(e)} for p in patches)
+    jaccard = len(one & many) / len(one | many)
+    verdict(f"lock-step, {name}: Jaccard index of the masks", jaccard, 1 if name == "float64" else 0.995, True)
+
+
+def load_state(file: Path) -> Tensor:
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    return state.get("level", state.get("mean", torch.zeros(())))
+
+
+def marked(edit: Mask) -> list[int]:
+    return edit.unpack().flatten().nonzero()[:, 0].tolist()
+
+
+# --- KSCU ------------------------------------------------------------------------------------------------------------
+
+
+def kscu(options: argparse.Namespace) -> None:
+    """Rows through the U-Net in a forward pass, an update: the whole published run, on a network that only counts."""
+    model = least()
+    print("KSCU; rows an update, forward, starts spread over the run")
+    for kind, advance, bound in (
+        ("object", "exact", 7), ("style", "exact", 8), ("object", "lagged", 5), ("style", "lagged", 6.1),
+    ):  # fmt: skip
+        counted, planned = rows_an_update(model, kind, advance)
+        what = f"{'class' if kind == 'object' else kind} run, {advance} advance (by the table {planned:.4g})"
+        verdict(what, counted, bound)
+    old = plan(model, [Concept("dog", "object")], method="kscu", preset="code-2025").method
+    fresh = schedules.forward_rows(old.table(old.total(1), 1), fresh=True) / old.total(1)
+    print(f"first release, class run, by the table: {fresh:.4g} in single rows, {fresh + 4:.4g} as released")
+
+
+def rows_an_update(model: Model, kind: str, advance: str) -> tuple[float, float]:
+    """Counted by the training loop, and what the key step table says."""
+    made = plan(model, [Concept("dog", kind)], (), "kscu", "code", 0, advance=advance)
+    request, work, method = made.request, Work(0), made.method
+    net, table = Net(model, ("conv_out.bias",)), method.table(method.total(1), 1)
+    net.network = Hollow(model.part("unet"))
+    steps = _KeySteps(method, model, gather(model, made.needs, work), request, request.concepts, table, net, work)
+    for _ in train(net, steps, torch.optim.SGD(net.parameters, lr=0.0), len(table), work, {}):
+        pass
+    planned = schedules.forward_rows(table, lagged=advance == "lagged", augmented=steps.augmented)
+    return net.counts.forward / len(table), planned / len(table)
+
+
+class Hollow(torch.nn.Module):
+    """Stands for the denoiser: its answer depends on the text and on a bias, and costs nothing."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> SimpleNamespace:
+        said = encoder_hidden_states[:, 1, :1, None, None] + 0 * x + self.network.conv_out.bias.sum()
+        return SimpleNamespace(sample=said)
+
+
+METHODS: dict[str, Callable[[argparse.Namespace], None]] = {"scapre": scapre, "fia": fia, "kscu": kscu}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=list(METHODS), help="one method instead of all")
+    parser.add_argument("methods", nargs="*", choices=list(METHODS), help="some of the methods instead of all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true")
@@ -273,11 +451,13 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     if options.quick:
         options.rounds = 1
+    prepare()
     warnings.simplefilter("ignore")  # masks of the preset code are saturated; docs/methods/scapre.md says why
     print(f"{torch.get_num_threads()} threads")
     for name, run in METHODS.items():
-        if options.only in (None, name):
-            run(options)
+        if name in (options.methods or METHODS):
+            taken = seconds(lambda run=run: run(options))
+            print(f"{name}: {taken:.0f} s\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Cosines(_Rows):
                 lengths = torch.linalg.vector_norm(X, dim=1, keepdim=True).clamp_min(1e-12)
                 X, Y = X / lengths, Y / lengths
             one = saliency.cosine_energy(X, Y)  # (o, d)
-            found = found.merge(Moments(1, one, one.new_zeros(())))
+            found = found.merge(Moments(1, one, one.new_zeros(())), overwrite=True)
         there = Moments(found.count, found.mean.cpu(), found.m2.cpu())
         return _stored(_moments(state).merge(there))
 
@@ -105,7 +105,7 @@ class SaliencyFold:
         surplus = saliency.ratio(above, earlier["level"])
         known = 0.0 if total is None else float(total["surplus"])
         sound = math.isfinite(surplus) and math.isfinite(known)
-        S = weight.abs().mul_(above.to(weight.dtype))  # (o, d); without wider temporaries
+        S = saliency.weighted(weight, above.to(weight.dtype))  # (o, d)
         sums = Sensitivity.empty(S) if total is None else sensitivity_of(total)
         if sound:
             sums.add(S, self.r1, self.at)

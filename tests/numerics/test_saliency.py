@@ -23,6 +23,7 @@ from efface.numerics.saliency import (
     select,
     share,
     spared_from,
+    weighted,
 )
 
 OUT, D, N, T, P = 7, 12, 50, 4, 5
@@ -127,13 +128,33 @@ def test_column_norms_are_those_of_rows_of_length_one() -> None:
     assert column_norms(torch.zeros(3, D), True).tolist() == [0.0] * D
 
 
+def test_few_rows_at_a_time_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def everything() -> list[Tensor]:
+        W, X, Y = layer()
+        sums = sensitivity(surpluses())
+        A = sums.value()
+        masks = [select(A, 0.3, "row"), select(A, 0.3), select(A.round(decimals=1), 0.3, "row")]
+        return [cosine_energy(X, Y), weighted(W, surpluses()[0]), sums.passed, A, *masks]
+
+    whole = everything()
+    monkeypatch.setattr("efface.numerics.saliency.ROWS", 2)  # seven rows: four parts, the last of one row
+    assert all(a.equal(b) for a, b in zip(everything(), whole, strict=True))
+
+
+def test_a_step_is_weighted_by_the_size_of_its_weights() -> None:
+    """2.9-8."""
+    W, s = layer()[0], drawn(D, seed=5).abs()
+    assert weighted(W, s).equal(W.abs() * s)
+    assert weighted(W, s.expand(OUT, D).clone()).equal(W.abs() * s)
+
+
 # --- running sums and Eq. 2 ------------------------------------------------------------------------------------------
 
 
-def joined(values: Tensor, sizes: tuple[int, ...]) -> Moments:
+def joined(values: Tensor, sizes: tuple[int, ...], overwrite: bool = False) -> Moments:
     found = Moments(0, torch.zeros(()), torch.zeros(()))
     for part in values.split(list(sizes)):
-        found = found.merge(moments(part))
+        found = found.merge(moments(part), overwrite)
     return found
 
 
@@ -145,6 +166,9 @@ def test_any_partition_of_the_prompts_gives_the_two_pass_result(values: Tensor) 
         found = joined(values, sizes)
         assert found.count == P
         close(found.mean, values.mean(0), 1e-12)
+        again = joined(values.clone(), sizes, overwrite=True)
+        assert again.mean.equal(found.mean)
+        assert again.m2.equal(found.m2)
         near = 1e-12 if float(values.max()) < 1e3 else 1e-5
         close((found.m2 / P).sqrt(), spread, near)
     naive = (values.float().square().mean(0) - values.float().mean(0).square()).clamp_min(0).sqrt()

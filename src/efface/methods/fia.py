@@ -53,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "saliency_steps": 4, "inference_steps": 20, "guidance": 4.0, "prompt_set": "world", "prompts": 8,
         "base": "objects", "sites": "cross.v+cross.out+ff.in+ff.out", "r2": 0.05,
     },
+    "world/style": {"alpha": 0.8, "base": "plain"},
 }  # fmt: skip
 
 ALIKE = 1e-5  # a surplus of this share of the base's score is rounding: both were drawn alike
@@ -268,7 +269,7 @@ class _Tally:
         for name, at in chosen.items():
             self.selected[name] += len(at)
             self.shared[name] += int(flat[at].sum())
-        self.sites[site] = {"pruned": int(pruned.sum()), "agnostic": int(agnostic.sum())}
+        self.sites[site] = {"pruned": int(pruned.count_nonzero()), "agnostic": int(agnostic.count_nonzero())}
         self.weights += pruned.numel()
         self.pruned += self.sites[site]["pruned"]
 

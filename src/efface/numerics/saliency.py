@@ -28,9 +28,11 @@ __all__ = [
     "ratio",
     "select",
     "spared_from",
+    "weighted",
 ]
 
 EPS = 1e-8  # of Eq. 1, which gives no value: it guards 0 / 0
+ROWS = 128  # of a matrix at a time, where a temporary of its whole size would be the larger part of the memory
 Rule = Literal["exact", "code"]
 
 
@@ -43,8 +45,10 @@ def cosine_energy(X: Tensor, Y: Tensor, eps: float = EPS) -> Tensor:
     The column norm cancels but for eps, so one product `Y^T X` is all the work.
     """
     nx, ny = torch.linalg.vector_norm(X, dim=0), torch.linalg.vector_norm(Y, dim=0)  # (d,), (o,)
-    denominator = torch.outer(ny, nx).add_(eps)  # (o, d)
-    return (Y.T @ X).abs_().mul_(nx).div_(denominator)
+    energy = Y.T @ X  # (o, d)
+    for rows, own in zip(energy.split(ROWS), ny.split(ROWS), strict=True):
+        rows.abs_().mul_(nx).div_(torch.outer(own, nx).add_(eps))
+    return energy
 
 
 def column_norms(X: Tensor, normalise: bool) -> Tensor:
@@ -67,13 +71,13 @@ class Moments:
     mean: Tensor
     m2: Tensor
 
-    def merge(self, other: Moments) -> Moments:
-        """Moments of both sets together."""
+    def merge(self, other: Moments, overwrite: bool = False) -> Moments:
+        """Moments of both sets together. overwrite: their memory is taken, and neither is used again."""
         if not self.count or not other.count:
             return other if other.count else self
         n = self.count + other.count
-        delta = other.mean - self.mean
-        mean = torch.add(self.mean, delta, alpha=other.count / n)
+        delta = other.mean.sub_(self.mean) if overwrite else other.mean - self.mean
+        mean = torch.add(self.mean, delta, alpha=other.count / n, out=self.mean if overwrite else None)
         m2 = delta.square_().mul_(self.count * other.count / n).add_(self.m2).add_(other.m2)
         return Moments(n, mean, m2)
 
@@ -100,6 +104,15 @@ def contrast(concept: Tensor, level: Tensor) -> Tensor:
 def ratio(surplus: Tensor, level: Tensor) -> float:
     """How much of the base level the surplus is: near rounding where concept and base are drawn alike."""
     return float(surplus.sum()) / max(float(level.sum()), 1e-300)
+
+
+def weighted(W: Tensor, above: Tensor) -> Tensor:
+    """S (o, d) of one step: |W| times Eq. 2, which is (o, d), and then overwritten, or (d,) for the norm score."""
+    if above.ndim == 1:
+        return W.abs().mul_(above)
+    for rows, own in zip(above.split(ROWS), W.split(ROWS), strict=True):
+        rows.mul_(own.abs())
+    return above
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
@@ -132,7 +145,8 @@ class Sensitivity:
     def add(self, S: Tensor, r1: float, at: bool = False) -> Tensor:
         """One more step; returns its threshold."""
         tau = kth_largest(S.reshape(-1), share(r1, S.numel()))
-        self.passed += (tau <= S).logical_and_(S > 0) if at else tau < S
+        for passed, rows in zip(self.passed.split(ROWS), S.split(ROWS), strict=True):
+            passed.add_((tau <= rows).logical_and_(rows > 0) if at else tau < rows)
         self.total += S
         self.steps += 1
         return tau[0]
@@ -143,7 +157,9 @@ class Sensitivity:
         mean = self.total / self.steps
         if scale == "max":
             mean /= mean.max().clamp_min(1e-12)
-        return mean.add_(self.passed.to(mean.dtype).div_(self.steps)).div_(2)
+        for rows, passed in zip(mean.split(ROWS), self.passed.split(ROWS), strict=True):
+            rows.add_(passed.to(mean.dtype).div_(self.steps)).div_(2)
+        return mean
 
 
 # --- Eq. 4 to 8 ----------------------------------------------------------------------------------------------------
@@ -156,7 +172,8 @@ def select(A: Tensor, r2: float, which: Literal["both", "row", "layer"] = "both"
     """
     found = torch.ones(A.shape, dtype=torch.bool)
     if which != "layer":
-        found &= _top(A, share(r2, A.shape[1]))
+        for own, rows in zip(found.split(ROWS), A.split(ROWS), strict=True):
+            own.logical_and_(_top(rows, share(r2, A.shape[1])))
     if which != "row":
         found &= _top(A.reshape(1, -1), share(r2, A.numel())).reshape(A.shape)
     return found if zeros else found.logical_and_(A > 0)
@@ -166,11 +183,16 @@ def _top(A: Tensor, k: int) -> Tensor:
     """The k largest of every row, as a stable sort would pick them."""
     least = kth_largest(A, k)  # (rows, 1)
     taken = least < A
-    open_places = k - taken.sum(1, keepdim=True)
+    open_places = k - _count(taken)
     ties = least == A
-    if bool((ties.sum(1, keepdim=True) > open_places).any()):
+    if bool((_count(ties) > open_places).any()):
         ties &= ties.cumsum(1, dtype=torch.int32) <= open_places
     return taken.logical_or_(ties)
+
+
+def _count(marked: Tensor) -> Tensor:
+    """How many of every row are marked (rows, 1); torch would make eight bytes of each entry first."""
+    return torch.from_numpy(np.count_nonzero(marked.numpy(), axis=1, keepdims=True))
 
 
 def spared_from(alpha: float, concepts: int, rule: Rule = "exact") -> int:
