@@ -16,9 +16,9 @@ from toy import OBJECTS, TOY, sprites
 from efface.errors import BadRequest, Cancelled, OutputExists, UnknownName, WrongFile
 from efface.work import Work
 from efface.world import learning, pieces, training
-from efface.world.assemble import completed
 from efface.world.captions import Caption, caption, find, fits, words_of
 from efface.world.deck import COLOURS, Labels, Withheld, Writer, pairs, true_of
+from efface.world.golds import completed
 from efface.world.learning import EMA_FILE, RESULT, Go, Phase, learn, read
 from efface.world.sizes import MICRO, MINI, SIZES
 from efface.world.train_text import encoder, train_tokenizer
@@ -342,19 +342,18 @@ def test_a_finished_course_says_so_and_does_nothing(trained: Path) -> None:
     assert course.plan()[-1] == "in all         about 0 min left"
 
 
-def test_a_gold_shares_all_but_the_unet(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gold_shares_all_but_the_unet(trained: Path) -> None:
     gold = trained / "train" / "toy-without-dog" / "gold"
     assert sorted(p.name for p in gold.iterdir()) == ["README.md", "concepts.json", "efface.json", "gold.json", "unet"]
     assert "dog" not in {c["name"] for c in json.loads((gold / "concepts.json").read_text())["concepts"]}
-    monkeypatch.setattr("efface.world.folder", lambda name: trained / "train" / name / "model")
-    whole = completed(gold)
     base = trained / "train" / "toy" / "model"
+    whole = completed(gold, base)
     for part in ("vae", "text_encoder"):
         ours = next((whole / part).glob("*.safetensors")).read_bytes()
         assert ours == next((base / part).glob("*.safetensors")).read_bytes()
     name = "unet/diffusion_pytorch_model.safetensors"
     assert (whole / name).read_bytes() == (gold / name).read_bytes() != (base / name).read_bytes()
-    assert completed(gold) == whole
+    assert completed(gold, base) == whole
 
 
 def test_other_settings_are_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

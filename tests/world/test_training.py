@@ -12,12 +12,12 @@ import torch
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import selection
 from efface.work import Work
-from efface.world import artwork, judged, styles, train_judge
+from efface.world import artwork, judged, styles, train_judge, training
 from efface.world import measure_judge as measured
 from efface.world.augmentation import augment, augment_other, corrupt
 from efface.world.learning import Go, Phase
 from efface.world.measure_drawings import asked
-from efface.world.measure_garbage import at_judge_size
+from efface.world.scenes import at_judge_size
 from efface.world.train_judge import PLANS, Batch, Cycle, Plan, Source, load_net, train_phase
 
 
@@ -134,11 +134,11 @@ def test_a_judge_is_trained_measured_and_written(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(module, "judged", lambda: few)
         monkeypatch.setattr(module, "styles", lambda: ("noto", "fluent"))
     monkeypatch.setattr(train_judge, "vaes", lambda: (vae, vae, "abc"))
-    parts = train_judge.judge_parts(tmp_path, named_sprites)
+    parts = training.judge_parts(tmp_path, named_sprites)
     assert [p.name for p in parts] == ["reporting-1", "reporting-2", "reporting-card", "selection-1", "selection-2",
                                        "selection-card", "garbage-mini", "garbage-micro"]  # fmt: skip
     monkeypatch.setattr(train_judge, "PLANS", {"selection": short("selection")})
-    for part in train_judge.judge_parts(tmp_path, named_sprites)[:3]:
+    for part in training.judge_parts(tmp_path, named_sprites)[:3]:
         assert part.run(Go(Work()))
         assert part.done
     card = selection.load(tmp_path / "selection").card

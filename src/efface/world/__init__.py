@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from efface.errors import Unavailable
+from efface.world.golds import completed
 
 _HERE = Path(__file__).parent
 
@@ -64,9 +65,8 @@ def folder(name: str) -> Path:
             "`efface world train` makes it."
         )
     if (path / "gold.json").is_file() and not (path / "model_index.json").is_file():
-        from efface.world.assemble import completed
-
-        return completed(path)
+        base = json.loads((path / "gold.json").read_text(encoding="utf-8"))["base"]
+        return completed(path, folder(base))
     return path
 
 

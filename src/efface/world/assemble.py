@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,18 +9,17 @@ from typing import Any
 import torch
 
 from efface import world
-from efface.errors import WrongFile
 from efface.store import write_bytes
-from efface.work import cache_folder
 from efface.world.artwork import FAMILIES
 from efface.world.deck import Withheld
+from efface.world.golds import digest, placed, staging_for
 from efface.world.learning import RESULT, read, write_json
 from efface.world.sizes import Size
 from efface.world.train_text import load_encoder
 from efface.world.train_unet import SCHEDULE, unet
 from efface.world.train_vae import load_vae
 
-__all__ = ["completed", "write_gold", "write_model"]
+__all__ = ["write_gold", "write_model"]
 
 STEPS, GUIDANCE = 20, 4.0
 CAPTIONS = ["name", "style", "background", "templates", "synonym", "clue", "category", "two", "empty"]
@@ -38,7 +34,7 @@ CLASSES = {
 
 def write_model(size: Size, home: Path, part: Path, target: Path, withheld: Withheld | None = None) -> Path:
     """The whole model in `target`, float16, as it stands after the U-Net phase `part`; a former one is replaced."""
-    staging = _staging(target)
+    staging = staging_for(target)
     text, vae = load_encoder(size, home / "tokenizer", home / "text"), load_vae(size, home / "vae")
     text.half().save_pretrained(staging / "text_encoder")
     vae.half().save_pretrained(staging / "vae")
@@ -56,32 +52,15 @@ def write_model(size: Size, home: Path, part: Path, target: Path, withheld: With
     index |= CLASSES | {"feature_extractor": [None, None], "image_encoder": [None, None]}
     write_json(staging / "model_index.json", index | {"safety_checker": [None, None], "requires_safety_checker": False})
     _facts(size, staging, withheld or Withheld(), home)
-    return _placed(staging, target)
+    return placed(staging, target)
 
 
 def write_gold(size: Size, home: Path, part: Path, target: Path, withheld: Withheld) -> Path:
     """A gold in `target`: U-Net, concept list and a card that names the base whose other parts it shares."""
-    staging = _staging(target)
+    staging = staging_for(target)
     _unet(size, part).save_pretrained(staging / "unet")
     _facts(size, staging, withheld, home)
-    return _placed(staging, target)
-
-
-def completed(gold: Path) -> Path:
-    """A whole model folder for a bundled gold: its U-Net with the base's other parts, put together in the cache.
-
-    Raises WrongFile when the base is not part of this installation.
-    """
-    facts = json.loads((gold / "gold.json").read_text(encoding="utf-8"))
-    base = world.folder(facts["base"])
-    weights = sorted([*gold.glob("unet/*.safetensors"), *base.glob("[tv]*/*.safetensors")])
-    target = cache_folder() / "golds" / f"{gold.name}-{_digest(*weights)[:12]}"
-    if (target / "model_index.json").is_file():
-        return target
-    staging = _staging(target)
-    shutil.copytree(base, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns("unet", "concepts.json", "card*"))
-    shutil.copytree(gold, staging, dirs_exist_ok=True)
-    return _placed(staging, target)
+    return placed(staging, target)
 
 
 def _unet(size: Size, part: Path) -> Any:
@@ -105,7 +84,7 @@ def _facts(size: Size, folder: Path, withheld: Withheld, home: Path) -> None:
         write_json(folder / "gold.json", {
             "base": size.name, "withheld": {"objects": withheld.objects, "styles": withheld.styles},
             "shared": "tokenizer, text encoder and VAE are those of the base; the U-Net never saw what is withheld",
-            "base_parts_sha256": {name: _digest(home / name / RESULT) for name in ("text", "vae")},
+            "base_parts_sha256": {name: digest(home / name / RESULT) for name in ("text", "vae")},
         })  # fmt: skip
     credit = [f"- {f.style}: {f.author}, {f.licence}, {f.source}" for f in FAMILIES if f.style in families]
     text = [
@@ -121,27 +100,3 @@ def _version() -> str:
     import diffusers
 
     return diffusers.__version__
-
-
-def _digest(*files: Path) -> str:
-    total = hashlib.sha256()
-    for file in files:
-        total.update(file.read_bytes())
-    return total.hexdigest()
-
-
-def _staging(target: Path) -> Path:
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    return staging
-
-
-def _placed(staging: Path, target: Path) -> Path:
-    try:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staging, target)
-    except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise WrongFile(f"cannot write {target} ({error.strerror}); choose another place") from None
-    return target

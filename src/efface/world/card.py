@@ -27,8 +27,8 @@ from efface.work import Work, cache_folder
 from efface.world import captions
 from efface.world.artwork import FAMILIES
 from efface.world.learning import progress_of, write_json
-from efface.world.measure_garbage import at_judge_size
 from efface.world.measure_judge import share
+from efface.world.scenes import at_judge_size
 from efface.world.sheet import grid
 
 if TYPE_CHECKING:

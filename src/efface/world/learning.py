@@ -21,9 +21,13 @@ from efface.errors import BadRequest, Cancelled, WrongFile
 from efface.store import write_bytes
 from efface.work import Work
 
-__all__ = ["DONE", "RESULT", "Go", "Phase", "keep", "learn", "progress_of", "read", "write_json"]
+__all__ = [
+    "DONE", "RESULT", "SETTINGS", "Go", "Part", "Phase", "keep", "learn", "progress_of", "read", "share_of",
+    "write_json",
+]  # fmt: skip
 
 RESULT, EMA_FILE, DONE, CURVE = "result.safetensors", "ema.safetensors", "done.json", "curve.json"
+SETTINGS = "settings.txt"  # what a part was begun with
 LONGEST = 150  # minutes at one go
 SAVE_SECONDS = 120
 B = TypeVar("B")
@@ -68,6 +72,52 @@ class Go:
     @property
     def over(self) -> bool:
         return time.monotonic() - self.begun >= 60 * self.minutes
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to train, in a folder of its own. `settings`: what its result depends on, in words.
+
+    `steps` and `seconds` (of a step, on two free cores) are for the plan; `run` is True when the part is done.
+    """
+
+    name: str
+    home: Path
+    settings: str
+    steps: int
+    seconds: float
+    run: Callable[[Go], bool]
+
+    @property
+    def done(self) -> bool:
+        return (self.home / DONE).is_file()
+
+    @property
+    def share(self) -> float:
+        """How much of the part is done, 0 to 1."""
+        return 1.0 if self.done else share_of(self.home)
+
+    @property
+    def minutes_left(self) -> float:
+        """From the seconds of the steps already done here, where there are any."""
+        facts = progress_of(self.home)
+        here = facts.get("step", 0) - facts.get("since", 0)
+        if here >= 20 and not self.done:
+            return (facts["steps"] - facts["step"]) * facts["seconds"] / here / 60
+        return (1 - self.share) * self.steps * self.seconds / 60
+
+    def claim(self) -> None:
+        """Refuse (WrongFile) to go on with a part that was begun with other settings."""
+        file = self.home / SETTINGS
+        if file.is_file() and file.read_text(encoding="utf-8") != self.settings:
+            raise WrongFile(f"{self.home} was begun with other settings; move that folder away to train anew")
+        write_bytes(file, self.settings.encode())
+
+
+def share_of(home: Path) -> float:
+    """How much of its training a folder holds, 0 to 1; steps are counted by the device they were made on."""
+    facts = progress_of(home)
+    return facts["step"] / max(1, facts["steps"]) if facts else 0.0
 
 
 class _Run:

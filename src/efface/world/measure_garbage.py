@@ -16,16 +16,18 @@ from efface.judges import world as reporting
 from efface.judges.garbage import RATE, STATISTICS, Garbage, deviation, fit, statistics
 from efface.sampler import latents
 from efface.work import cache_folder
+from efface.world.card import drawn
 from efface.world.corruptions import HELD_OUT, SEEN
-from efface.world.learning import DONE, Go, write_json
+from efface.world.learning import DONE, Go, Part, write_json
+from efface.world.measure_drawings import add_to_card
+from efface.world.measure_drawings import measure as measure_drawings
 from efface.world.measure_judge import crisp, share, soft
-from efface.world.scenes import BACKGROUNDS, SIZE, to_uint8
+from efface.world.scenes import BACKGROUNDS, at_judge_size, to_uint8
 from efface.world.sizes import MICRO
-from efface.world.training import Part
+from efface.world.train_judge import Source
 
 if TYPE_CHECKING:
     from efface.model import Model
-    from efface.world.train_judge import Source
 
 
 def corrupted(images: np.ndarray, vae: Any | None, seed: int = 5) -> dict[str, np.ndarray]:
@@ -42,12 +44,6 @@ def corrupted(images: np.ndarray, vae: Any | None, seed: int = 5) -> dict[str, n
             decoded = torch.cat([vae.decode(part).sample for part in latents.split(16)])
         made["VAE decode of a random latent"] = at_judge_size(to_uint8(decoded / 2 + 0.5).numpy())
     return made
-
-
-def at_judge_size(images: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """Small pictures with every pixel repeated up to the side that judges look at; others as they are."""
-    times = max(1, size // images.shape[1])
-    return images.repeat(times, 1).repeat(times, 2)
 
 
 @torch.inference_mode()
@@ -134,9 +130,6 @@ def garbage_parts(home: Path, source: Callable[[], Source]) -> tuple[Part, ...]:
 def fitted(name: str, judge: Judge, scenes: Source, go: Go) -> tuple[Garbage, dict[str, Any]]:
     """Draw with the model (tune seeds), fit, measure. Drawn images are kept, so that this can be stopped."""
     from efface.model import load
-    from efface.world.card import drawn
-    from efface.world.measure_drawings import add_to_card
-    from efface.world.measure_drawings import measure as measure_drawings
 
     model = load(str(model_folder(name)), "cpu", "float32", offline=True)
     objects = [c["name"] for c in model.concepts if c["kind"] == "object"]

@@ -21,10 +21,9 @@ from efface.judges import world as reporting
 from efface.judges.world import PREPROCESSING, probes, version
 from efface.store import write_bytes
 from efface.world import judged, softened, styles
-from efface.world.learning import DONE, Go, write_json
+from efface.world.learning import DONE, Go, Part, write_json
 from efface.world.sheet import grid
 from efface.world.train_judge import Plan, Source, load_net, predict
-from efface.world.training import Part
 
 SPECIFICITY = 0.99
 # No threshold below this, or separable labels get thresholds of nearly nothing. It is low because a missed

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from efface.errors import WrongFile
 from efface.store import write_bytes
-from efface.world.learning import DONE, EMA_FILE, write_json
-from efface.world.training import Course, Part, share_of
+from efface.world.learning import DONE, EMA_FILE, Part, share_of, write_json
+from efface.world.training import Course
 
 __all__ = ["LARGEST", "join", "split"]
 

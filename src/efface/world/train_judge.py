@@ -20,12 +20,11 @@ from efface.work import Work, cache_folder
 from efface.world import folder, judged, softened, styles
 from efface.world.artwork import Sprites
 from efface.world.augmentation import augment, augment_other, corrupt
-from efface.world.learning import DONE, RESULT, Go, Phase, learn, read, write_json
+from efface.world.learning import DONE, RESULT, Go, Part, Phase, learn, read, write_json
 from efface.world.scenes import Scenes, Stage
 from efface.world.sizes import MICRO
-from efface.world.training import Part
 
-__all__ = ["PLANS", "Plan", "Source", "judge_parts", "train_phase"]
+__all__ = ["PLANS", "Plan", "Source", "cycle_part", "train_phase", "vaes"]
 
 
 @dataclass(frozen=True)
@@ -239,28 +238,9 @@ def vaes() -> tuple[Any, Any, str]:
     return found[0], found[1], digest.hexdigest()[:12]
 
 
-def judge_parts(home: Path, sprites: Callable[[], Sprites]) -> tuple[Part, ...]:
-    """Both judges, each in cycles and a measurement, then the garbage detectors of both models."""
-    from efface.world.measure_garbage import garbage_parts
-    from efface.world.measure_judge import measured_part
+def cycle_part(plan: Plan, number: int, cycle: Cycle, home: Path, source: Callable[[], Source]) -> Part:
+    """Cycle `number` of a judge, in a folder beside those of the others."""
 
-    made: list[Source] = []
-
-    def source() -> Source:
-        if not made:
-            big, small, digest = vaes()
-            made.append(Source(sprites(), big, small, home / f"scenes-{digest}"))
-        return made[0]
-
-    parts: list[Part] = []
-    for plan in PLANS.values():
-        for number, cycle in enumerate(plan.cycles):
-            parts.append(_cycle_part(plan, number, cycle, home, source))
-        parts.append(measured_part(plan, home / f"{plan.judge}-{len(plan.cycles)}", home / plan.judge, source))
-    return (*parts, *garbage_parts(home, source))
-
-
-def _cycle_part(plan: Plan, number: int, cycle: Cycle, home: Path, source: Callable[[], Source]) -> Part:
     def place(k: int) -> Path:
         return home / f"{plan.judge}-{k + 1}"
 

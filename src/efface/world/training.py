@@ -13,59 +13,12 @@ from efface.store import write_bytes
 from efface.work import cache_folder
 from efface.world import artwork
 from efface.world.deck import Withheld
-from efface.world.learning import DONE, RESULT, Go, Phase, progress_of
+from efface.world.learning import DONE, RESULT, SETTINGS, Go, Part, Phase
 from efface.world.sizes import SIZES, Size, size
 
-__all__ = ["TARGETS", "Course", "Part", "course"]
+__all__ = ["TARGETS", "Course", "course", "judge_parts"]
 
 TARGETS = (*SIZES, "judge")
-SETTINGS = "settings.txt"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One thing to train, in a folder of its own. `settings`: what its result depends on, in words.
-
-    `steps` and `seconds` (of a step, on two free cores) are for the plan; `run` is True when the part is done.
-    """
-
-    name: str
-    home: Path
-    settings: str
-    steps: int
-    seconds: float
-    run: Callable[[Go], bool]
-
-    @property
-    def done(self) -> bool:
-        return (self.home / DONE).is_file()
-
-    @property
-    def share(self) -> float:
-        """How much of the part is done, 0 to 1."""
-        return 1.0 if self.done else share_of(self.home)
-
-    @property
-    def minutes_left(self) -> float:
-        """From the seconds of the steps already done here, where there are any."""
-        facts = progress_of(self.home)
-        here = facts.get("step", 0) - facts.get("since", 0)
-        if here >= 20 and not self.done:
-            return (facts["steps"] - facts["step"]) * facts["seconds"] / here / 60
-        return (1 - self.share) * self.steps * self.seconds / 60
-
-    def claim(self) -> None:
-        """Refuse (WrongFile) to go on with a part that was begun with other settings."""
-        file = self.home / SETTINGS
-        if file.is_file() and file.read_text(encoding="utf-8") != self.settings:
-            raise WrongFile(f"{self.home} was begun with other settings; move that folder away to train anew")
-        write_bytes(file, self.settings.encode())
-
-
-def share_of(home: Path) -> float:
-    """How much of its training a folder holds, 0 to 1; steps are counted by the device they were made on."""
-    facts = progress_of(home)
-    return facts["step"] / max(1, facts["steps"]) if facts else 0.0
 
 
 @dataclass(frozen=True)
@@ -137,13 +90,30 @@ def course(target: str, without: Sequence[str] = (), bundle: Path | None = None)
     if target == "judge":
         if without:
             raise BadRequest("judges know every concept; --without is for micro and mini")
-        from efface.world.train_judge import judge_parts
-
         home = cache_folder() / "train" / "judges"
         made = tuple((name, name) for name in ("reporting", "selection", "garbage", "garbage-micro"))
         return Course(target, home, judge_parts(home, sprites), lambda part: None, made)
     chosen = size(target)
     return model_course(chosen, Withheld.parse(without, chosen), sprites)
+
+
+def judge_parts(home: Path, sprites: Callable[[], artwork.Sprites]) -> tuple[Part, ...]:
+    """Both judges, each in cycles and a measurement, then the garbage detectors of both models."""
+    from efface.world import train_judge
+    from efface.world.measure_garbage import garbage_parts
+    from efface.world.measure_judge import measured_part
+
+    @cache
+    def source() -> train_judge.Source:
+        big, small, digest = train_judge.vaes()
+        return train_judge.Source(sprites(), big, small, home / f"scenes-{digest}")
+
+    parts: list[Part] = []
+    for plan in train_judge.PLANS.values():
+        for number, cycle in enumerate(plan.cycles):
+            parts.append(train_judge.cycle_part(plan, number, cycle, home, source))
+        parts.append(measured_part(plan, home / f"{plan.judge}-{len(plan.cycles)}", home / plan.judge, source))
+    return (*parts, *garbage_parts(home, source))
 
 
 def model_course(size: Size, withheld: Withheld, sprites: Callable[[], artwork.Sprites]) -> Course:

@@ -1,0 +1,52 @@
+"""A bundled gold is a U-Net and a card; with its base's other parts it becomes a whole model folder in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from efface.errors import WrongFile
+from efface.work import cache_folder
+
+__all__ = ["completed", "digest", "placed", "staging_for"]
+
+
+def completed(gold: Path, base: Path) -> Path:
+    """The folder of the whole model: U-Net, concept list and card of `gold`, all else of `base`."""
+    weights = sorted([*gold.glob("unet/*.safetensors"), *base.glob("[tv]*/*.safetensors")])
+    target = cache_folder() / "golds" / f"{gold.name}-{digest(*weights)[:12]}"
+    if (target / "model_index.json").is_file():
+        return target
+    staging = staging_for(target)
+    shutil.copytree(base, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns("unet", "concepts.json", "card*"))
+    shutil.copytree(gold, staging, dirs_exist_ok=True)
+    return placed(staging, target)
+
+
+def digest(*files: Path) -> str:
+    """sha256 of the files one after the other."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def staging_for(target: Path) -> Path:
+    """An empty folder beside `target`, of this process alone."""
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def placed(staging: Path, target: Path) -> Path:
+    """The finished folder in the place of `target`. Raises WrongFile where it cannot be written."""
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(staging, target)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise WrongFile(f"cannot write {target} ({error.strerror}); choose another place") from None
+    return target
