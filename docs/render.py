@@ -1,7 +1,8 @@
 """The pictures of the documentation: a report as a page (wide, narrow, light, dark) and its first sheet.
 
 `python docs/render.py report.html` writes docs/img/report-*.png with the system's chromium, driven by
-Playwright, and docs/img/sheet.png with Pillow. Without chromium the pictures stay as they are.
+Playwright, and docs/img/sheet.png with Pillow; `--compare compare.html` the same of that page. Without chromium the
+pictures stay as they are.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Sheets(HTMLParser):
             self.sheets[-1][-1].append(Image.open(BytesIO(data)).convert("RGB"))
 
 
-def pages(report: Path, out: Path, height: int) -> list[Path]:
-    """Screenshots of the report at each width and colour scheme, at most `height` pixels tall."""
+def pages(source: Path, name: str, out: Path, height: int) -> list[Path]:
+    """Screenshots `name`-WIDTH-SCHEME.png of a page, at most `height` pixels tall."""
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser_path is None:
         print("expected the system's chromium, found none; install it; the pages stay as they are")
@@ -61,9 +62,9 @@ def pages(report: Path, out: Path, height: int) -> list[Path]:
         for width in WIDTHS:
             for scheme in SCHEMES:
                 page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-                page.goto(report.resolve().as_uri())
+                page.goto(source.resolve().as_uri())
                 tall = min(int(page.evaluate("document.documentElement.scrollHeight")), height)
-                path = out / f"report-{width}-{scheme}.png"
+                path = out / f"{name}-{width}-{scheme}.png"
                 area = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": width, "height": tall})
                 Image.open(BytesIO(area)).convert("RGB").save(path, optimize=True)
                 page.close()
@@ -102,14 +103,18 @@ def sheet(report: Path, out: Path, across: int = 8, size: int = 128) -> Path | N
 def main() -> int:
     parser = argparse.ArgumentParser(description="Draws the pictures of the documentation from a report.")
     parser.add_argument("report", type=Path, help="a report.html")
+    parser.add_argument("--compare", type=Path, help="a compare.html")
     parser.add_argument("--out", type=Path, default=HERE / "img", help="folder of the pictures")
     parser.add_argument("--height", type=int, default=2400, help="cut pages at this many pixels")
     options = parser.parse_args()
-    if not options.report.is_file():
-        print(f"expected a report.html, found nothing at {options.report}; run `efface measure` first")
-        return 2
+    sources = {"report": options.report} | ({"compare": options.compare} if options.compare else {})
+    for source in sources.values():
+        if not source.is_file():
+            print(f"expected a page, found nothing at {source}; run `efface audit` or `efface compare` first")
+            return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    for path in [sheet(options.report, options.out), *pages(options.report, options.out, options.height)]:
+    drawn = [p for name, source in sources.items() for p in pages(source, name, options.out, options.height)]
+    for path in [sheet(options.report, options.out), *drawn]:
         if path is not None:
             print(path)
     return 0
