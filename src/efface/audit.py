@@ -11,136 +11,28 @@ import inspect
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface import evaluation, runfolder
 from efface import report as page
+from efface.asked import Audit, request_of
 from efface.engines.local import Tally
 from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
-from efface.measure import Sampling, Side, Watch, draw, fingerprint, judge_images, record_failures
-from efface.registry import configure, find
-from efface.request import Concept, Request
+from efface.measure import Sampling, Side, Watch, draw, judge_images, record_failures
+from efface.registry import find
+from efface.request import Request
 from efface.store import Images
-from efface.suites import Item, Known, Plan, suite_hash, veiled
+from efface.suites import Item, veiled
 from efface.work import Work, cache_folder
 
 if TYPE_CHECKING:
     from efface.gate import Gate
-    from efface.model import Model
     from efface.patch import Patch
 
 __all__ = ["Audit", "audit", "concepts_for", "images_of", "request_of"]
 
 PRIVATE_SHARDS = 16  # shards of a private suite that are on disk at a time
-
-
-def request_of(patch: Patch) -> Request:
-    """The request that stands in a patch's recipe."""
-    row = patch.recipe["request"]
-    return Request(tuple(_concept(c) for c in row["concepts"]), tuple(row["keep"]), row["seed"], row["preset"])
-
-
-def _concept(row: dict[str, Any]) -> Concept:
-    fields: dict[str, Any] = row | {"synonyms": tuple(row["synonyms"]), "keep": tuple(row["keep"])}
-    return Concept(**fields)
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Everything that decides an audit. `edited` is the base with `patch`, or another model.
-
-    judge: NAME or NAME:WHERE instead of the suite's own. settings: of the suite. control: the edited side is declared
-    to be no edit. store_images: keep the images of a private suite.
-    """
-
-    base: Model
-    request: Request
-    suite: str
-    patch: Patch | None = None
-    edited: Model | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    command: str = ""
-    judge: str = ""
-    settings: tuple[tuple[str, Any], ...] = ()
-    control: bool = False
-    store_images: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.patch is None) == (self.edited is None):
-            raise BadRequest("an audit needs either a patch or an edited model, got both or neither")
-        if self.edited is not None and self.edited.identity == self.base.identity and not self.control:
-            raise BadRequest(
-                "base and edited model are the same; name the edited one and the one it was made from, "
-                "or declare a control with --control"
-            )
-
-    def settled(self) -> Audit:
-        """With the kind of every concept decided."""
-        return dataclasses.replace(self, request=self.request.settle(self.base.kinds))
-
-    def planned(self) -> tuple[Any, Plan]:
-        """The suite and what it draws, prompts cut to what the model reads. Raises BadRequest, UnknownName."""
-        suite = configure(self.suite, dict(self.settings), "suites")
-        plan = suite.plan(self.request, Known(self.base.concepts, self.base.captions))
-        if not plan.items:
-            raise BadRequest(f"suite {self.suite} draws nothing for this request; name concepts that it knows")
-        items = tuple(dataclasses.replace(i, prompt=_cut(self.base, i.prompt)) for i in plan.items)
-        cut = len({i.prompt for i in plan.items} - {i.prompt for i in items})
-        said = (f"the ends of {cut} prompts, longer than the model reads: they were cut at a word",) if cut else ()
-        return suite, dataclasses.replace(plan, items=items, not_measured=(*plan.not_measured, *said))
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling.of(self.base, self.steps, self.guidance)
-
-    def spec(self, items: tuple[Item, ...]) -> dict[str, Any]:
-        """What is frozen in the run folder."""
-        extra = {
-            "control": self.control, "judge": self.judge, "settings": [[k, str(v)] for k, v in self.settings],
-            "store_images": self.store_images,
-        }  # fmt: skip
-        return {
-            "format": "efface-run/1",
-            "base": self.base.identity,
-            "patch": self.patch.hash if self.patch else "",
-            "edited": self.edited.identity if self.edited else "",
-            "suite": self.suite,
-            "suite_hash": suite_hash(items),
-            "sampling": self.sampling.hash,
-            "request": self.request.asdict(),
-            **{k: v for k, v in extra.items() if v},
-        }
-
-    def sides(self) -> tuple[Side, Side]:
-        """Base and edited. An edited side that draws what the base draws is refused unless declared a control."""
-        base = Side("base", self.base)
-        if self.edited is not None:
-            return base, Side("edited", self.edited)
-        assert self.patch is not None
-        with self.patch.applied(self.base):
-            same = fingerprint(self.base) == self.base.identity
-        if same and not self.control:
-            raise BadRequest(
-                "the patch leaves the model as it is (weights, guards and gates are the base's); "
-                "raise its strength, or declare a control with --control"
-            )
-        return base, Side("edited", self.base, "" if same else self.patch.hash)
-
-
-def _cut(model: Model, prompt: str) -> str:
-    """The longest run of whole words that the model reads."""
-    window = model.card.streams[0].length
-    words = prompt.split(" ")
-    if len(prompt) + 2 <= window or len(model.tokens(prompt)) <= window:
-        return prompt
-    low, high = 0, len(words)  # `low` words fit, `high` do not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if len(model.tokens(" ".join(words[:middle]))) <= window else (low, middle)
-    return " ".join(words[:low])
 
 
 def audit(

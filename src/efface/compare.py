@@ -70,9 +70,10 @@ def read(folder: Path, name: str) -> Run:
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise WrongFile(f"{folder} is no finished run; efface status {folder} says how far it is") from None
-    items, _ = read_plan(folder)
+    items, plan = read_plan(folder)
+    planned = {(side, key) for side, part in plan["sides"].items() for key in part["keys"]}
     version = report["judges"][0]["version"]
-    rows = tuple(r for r in rows_of(folder) if r["judge_version"] == version)
+    rows = tuple(r for r in rows_of(folder) if r["judge_version"] == version and (r["side"], r["image"]) in planned)
     return Run(name, spec, tuple(items), rows, report)
 
 

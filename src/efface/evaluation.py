@@ -6,20 +6,17 @@ import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from efface import gate as gates
+from efface.asked import Audit
 from efface.measure import Watch
 from efface.numerics import intervals, planning
 from efface.runfolder import Folder
-from efface.scores import composites, measure
+from efface.scores import composites, measure, neighbourhood
 from efface.store import Images, key_of
 from efface.suites import ROLES, Ask, Item, Plan
 from efface.tables import absent_table, cell, pairs_of, sweeps, tables
-
-if TYPE_CHECKING:
-    from efface.audit import Audit
-    from efface.gate import Gate
 
 __all__ = ["add_gate", "current", "picture_source", "report"]
 
@@ -67,6 +64,7 @@ def report(
         "sweeps": sweeps(plan.items, rows),
         "detectable": _detectable(counted),
         "scores": _scores(counted, plan.items, rows),
+        "neighbourhood": neighbourhood(asked.base, asked.request, plan.items, rows, folder.images, watch),
         "metrics": [*_similarity(plan.items, rows, watch), *measure(metrics, plan.items, rows, folder.images, watch)],
         "not_measured": [*plan.not_measured, *([f"everything: {watch.why}"] if watch.why else [])],
         "limits": LIMITS,
@@ -84,8 +82,10 @@ def report(
 
 
 def current(folder: Folder, watch: Watch) -> list[Json]:
-    """The records of this judge and garbage detector, in key order."""
-    return [r for r in folder.records if r["key"] == watch.key(r["side"], r["image"])]
+    """The records of planned images by this judge and garbage detector, in key order."""
+    planned = folder.planned
+    rows = (r for r in folder.records if (r["side"], r["image"]) in planned)
+    return [r for r in rows if r["key"] == watch.key(r["side"], r["image"])]
 
 
 def _asked(asked: Audit, recipe: Mapping[str, Any]) -> Json:
@@ -273,7 +273,9 @@ def picture_source(images: Images, private: bool) -> Callable[[str], bytes]:
 # --- the gate --------------------------------------------------------------------------------------------------------
 
 
-def add_gate(result: Json, gate: Gate, allow_undecided: bool, items: Sequence[Item], rows: Sequence[Json]) -> None:
+def add_gate(
+    result: Json, gate: gates.Gate, allow_undecided: bool, items: Sequence[Item], rows: Sequence[Json]
+) -> None:
     """Enter what a gate says into the report: rules, the worst pairs of failed ones, the verdict's state."""
     outcomes = gates.judge(gate, result)
     by_image = {(r["side"], r["prompt"], r["seed"], r.get("guidance")): r for r in rows}

@@ -71,14 +71,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: "base" or "edited", a model, the hash of what is applied to it."""
+    """One side of a comparison: "base" or "edited", a model, the content hash of what is applied to it."""
 
     name: str
     model: Model
     patch: str = ""
 
     def image_key(self, item: Item, sampling: Sampling) -> str:
-        """Hash of everything that can change the pixels."""
+        """Hash of everything that can change the pixels, and of nothing else: another recipe draws no image again."""
         own = {} if item.guidance is None else {"guidance": item.guidance}
         return key_of(
             model=self.model.identity,
@@ -101,9 +101,8 @@ def fingerprint(model: Model) -> str:
         if not weight.equal(model.base_weight(site)):
             raw = weight.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
             changed[site] = hashlib.sha256(raw).hexdigest()
-    rules = [
-        p.hash for p in model.patches if p.strength and any(isinstance(e, Guard) or e.gate is not None for e in p.edits)
-    ]
+    acting = (p for p in model.patches if p.strength)
+    rules = [p.content_hash for p in acting if any(isinstance(e, Guard) or e.gate is not None for e in p.edits)]
     return key_of(model=model.identity, sites=changed, rules=rules)[:16] if changed or rules else model.identity
 
 

@@ -291,8 +291,8 @@ class Model:
 
     @property
     def in_force(self) -> str:
-        """Hash of the patches in force, "" for none."""
-        return "+".join(a.patch.hash for a in self._stack)
+        """Content hashes of the patches in force, "" for none."""
+        return "+".join(a.patch.content_hash for a in self._stack)
 
     @contextmanager
     def gates_open(self, strengths: Sequence[float]) -> Iterator[None]:

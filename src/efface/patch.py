@@ -299,10 +299,14 @@ class Patch:
         }
 
     def to_bytes(self) -> bytes:
+        return self._packed(self.header())
+
+    def _packed(self, header: Mapping[str, Any]) -> bytes:
+        """All tensors under this header."""
         from safetensors.torch import save
 
         tensors = {f"{i:04d}.{n}": t.contiguous() for i, e in enumerate(self.edits) for n, t in e.tensors().items()}
-        text = json.dumps(self.header(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
         # One metadata entry: the library writes several in an order that differs from run to run.
         return save(tensors, metadata={"efface": text})
 
@@ -310,6 +314,12 @@ class Patch:
     def hash(self) -> str:
         """Of the file's bytes."""
         return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Of what acts on a model: tensors, kinds, sites, gates, rules and strength; never recipe or base."""
+        acting = {k: v for k, v in self.header().items() if k in ("edits", "strength")}
+        return hashlib.sha256(self._packed(acting)).hexdigest()[:16]
 
     def save(self, path: str | Path, overwrite: bool = True) -> Path:
         """Write the file under a temporary name, then rename. Raises OutputExists."""

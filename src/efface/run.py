@@ -18,9 +18,10 @@ from efface.needs import Needs
 from efface.patch import Guard, Patch
 from efface.registry import configure, resolve
 from efface.request import Concept, Request
-from efface.work import Work
+from efface.store import key_of
+from efface.work import Work, cache_folder
 
-__all__ = ["EffaceWarning", "Plan", "erase", "plan"]
+__all__ = ["EffaceWarning", "Plan", "erase", "plan", "solve", "state_folder"]
 
 KNOWN_AT_LEAST = 0.5  # a target that the base draws less often is "not known to this model"
 
@@ -109,6 +110,30 @@ def erase(
     for text in made.warnings:
         warnings.warn(text, EffaceWarning, stacklevel=2)
     return solve(made, work, cache)
+
+
+def state_folder(made: Plan) -> Path | None:
+    """Where the state of a plan that trains is saved, so that the same command goes on; None for one that does not.
+
+    Its name covers everything that decides the patch.
+    """
+    if not made.needs.denoiser:
+        return None
+    import torch
+
+    key = key_of(
+        efface=efface.__version__,
+        torch=torch.__version__,
+        base=made.model.identity,
+        in_force=made.model.in_force,
+        dtype=str(made.model.dtype),
+        device=made.model.device.type,
+        method=made.name,
+        settings=dataclasses.asdict(made.method),
+        request=made.request.asdict(),
+        needs=repr(made.needs),  # complete prompts of the user's own file among them
+    )
+    return cache_folder() / "erase" / key
 
 
 def solve(made: Plan, work: Work | None = None, cache: Path | None = None) -> Patch:

@@ -121,18 +121,20 @@ class Folder:
     # --- the plan ----------------------------------------------------------------------------------------------------
 
     def freeze(self, sides: Sequence[Side], items: Sequence[Item], sampling: Sampling, private: bool) -> Json:
-        """The plan: as it stands in the folder, else made from what is missing now and written."""
+        """The plan: as it stands in the folder, else made from what is missing now and written.
+
+        A plan whose images another version of Efface named otherwise is made anew; `planned` leaves their records out.
+        """
+        keys = {side.name: [side.image_key(i, sampling) for i in items] for side in sides}
         found = _plan(self.path / "plan.json")
-        if found is not None:
+        if found is not None and {name: part["keys"] for name, part in found["sides"].items()} == keys:
             return found
-        place = {item: i for i, item in enumerate(items)}
         made: Json = {"format": "efface-plan/1", "items": [_item_row(i, private) for i in items], "sides": {}}
         for side in sides:
-            keys = [side.image_key(i, sampling) for i in items]
-            missing = [i for i, k in zip(items, keys, strict=True) if not (self.images.has(k) or self.cache.has(k))]
-            by_key = {side.image_key(i, sampling): place[i] for i in missing}
-            batches = shards_of(side, missing, sampling)
-            made["sides"][side.name] = {"keys": keys, "shards": [[by_key[row[2]] for row in b] for b in batches]}
+            place = {key: i for i, key in enumerate(keys[side.name])}
+            missing = [items[i] for key, i in place.items() if not (self.images.has(key) or self.cache.has(key))]
+            batches = [[place[row[2]] for row in b] for b in shards_of(side, missing, sampling)]
+            made["sides"][side.name] = {"keys": keys[side.name], "shards": batches}
         body = json.dumps(made, sort_keys=True)
         sealed = json.dumps({"sum": zlib.crc32(body.encode()), "plan": made}, sort_keys=True)
         write_bytes(self.path / "plan.json", sealed.encode())
@@ -150,6 +152,12 @@ class Folder:
             if key not in planned and not (self.images.has(key) or self.cache.has(key))
         ]
         return frozen + shards_of(side, lost, sampling)
+
+    @property
+    def planned(self) -> frozenset[tuple[str, str]]:
+        """Side and image of everything that the plan draws."""
+        plan = _plan(self.path / "plan.json") or {"sides": {}}
+        return frozenset((name, key) for name, part in plan["sides"].items() for key in part["keys"])
 
     # --- repair ------------------------------------------------------------------------------------------------------
 
@@ -269,13 +277,17 @@ def sweep(run: Path, dry: bool = False) -> list[Path]:
 
 
 def sweep_cache(days: float | None, dry: bool = False) -> list[Path]:
-    """Delete temporary files of killed writers and, with `days`, images that no run holds and none used so long."""
+    """Delete temporary files of killed writers and, with `days`, what none used so long: images that no run holds,
+    saved states of erasures that were given up."""
     folder = cache_folder() / "images"
     gone = leftovers(folder) if folder.is_dir() else []
     if days is not None and folder.is_dir():
         limit = time.time() - 86400 * days
         files = (f for f in folder.glob("??/*.png") if not f.name.startswith("."))
         gone += sorted(f for f in files if (s := os.stat(f)).st_nlink == 1 and max(s.st_mtime, s.st_atime) < limit)
+    if days is not None:
+        states = (cache_folder() / "erase").glob("*/*")
+        gone += sorted(f for f in states if f.stat().st_mtime < time.time() - 86400 * days)
     for file in [] if dry else gone:
         file.unlink(missing_ok=True)
     return gone

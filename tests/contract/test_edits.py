@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,26 @@ def test_every_kind_of_edit_survives_the_file(tmp_path: Path) -> None:
 def test_the_same_patch_is_the_same_bytes_and_another_number_is_another_hash() -> None:
     assert all_kinds().to_bytes() == all_kinds().to_bytes()
     assert all_kinds().hash == all_kinds().hash != all_kinds().scaled(0.5).hash
+
+
+def test_the_content_hash_covers_what_acts_and_neither_recipe_nor_base() -> None:
+    """Two patches that change the same pixels have one content hash; a bit, a gate, a rule or a strength makes two."""
+    patch = all_kinds()
+    told = replace(patch, recipe={"method": "another"}, base={"name": "another", "parts": {}})
+    assert told.content_hash == patch.content_hash
+    assert told.hash != patch.hash
+    change, gate = torch.zeros(2, 3), Gate(("dog",))
+    one = Patch((Dense("a", change), Guard("negative", {"texts": ["dog"], "weight": 1.0})))
+    others = [
+        replace(one, edits=(Dense("a", torch.nextafter(change, torch.ones(()))), one.edits[1])),
+        replace(one, edits=(Dense("b", change), one.edits[1])),
+        replace(one, edits=(Dense("a", change, gate), one.edits[1])),
+        replace(one, edits=(Dense("a", change, Gate(("dog",), "similar", 0.5)), one.edits[1])),
+        replace(one, edits=(one.edits[0], Guard("negative", {"texts": ["dog"], "weight": 2.0}))),
+        replace(one, edits=one.edits[::-1]),
+        one.scaled(0.5),
+    ]
+    assert len({p.content_hash for p in (one, *others)}) == 8
 
 
 def test_a_patch_is_never_written_over_unasked(tmp_path: Path) -> None:

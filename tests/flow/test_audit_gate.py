@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from tiny_world import Paint, categories, make_world, named, paint, pictures, small
+from tiny_world import Paint, categories, make_world, named, paint, pictures, small, zero_patch
 
 import efface
+from conftest import Cli
 from efface import gate as gates
 from efface.audit import audit
 from efface.errors import BadRequest
+from efface.judges import world
 from efface.request import Request
 from efface.scores import configured
 from efface.suites import Item
@@ -98,3 +101,94 @@ def test_metrics_look_at_the_images_of_the_run_and_scores_follow_from_its_counts
     for wrong in ("ssmi", "pairs:measure", "pairs:mesure=psnr"):
         with pytest.raises(BadRequest):
             configured([wrong])
+
+
+# --- UA, IRA, CRA ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def styled(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictured world with the styles that the judge finds in its pictures."""
+    folder = make_world(tiny_folder, tmp_path_factory.mktemp("world") / "styled", names=categories())
+    rows = json.loads((folder / "concepts.json").read_text())["concepts"]
+    seen = sorted({said(picture)["style"] for picture in pictures().values()})
+    rows += [{**rows[0], "name": s, "kind": "style", "category": ""} for s in seen]
+    (folder / "concepts.json").write_text(json.dumps({"concepts": rows}))
+    return folder
+
+
+def said(picture: np.ndarray) -> dict[str, str]:
+    """What each head of the bundled judge finds likeliest."""
+    judge = world.load()
+    chances = judge.look(picture[None]).probabilities[0]
+    m = len(judge.objects)
+    return {"object": judge.objects[int(chances[:m].argmax())], "style": judge.styles[int(chances[m:].argmax())]}
+
+
+def by_hand(drawn: list[tuple[Item, np.ndarray]], kind: str, target: str) -> dict[str, float]:
+    """The three of UnlearnCanvas from (item, picture) pairs, counted one by one."""
+    other = "object" if kind == "style" else "style"
+    shares: dict[tuple[str, str], list[bool]] = {}
+    for item, picture in drawn:
+        seen = said(picture)
+        asked = {"object": "", "style": ""}
+        for ask in item.asks:
+            if ask.role != "unstyled":
+                asked["style" if ask.role in ("style", "other-style") else "object"] = ask.label
+        if asked[kind]:
+            what = "UA" if asked[kind] == target else "IRA"
+            shares.setdefault((what, asked[kind]), []).append((seen[kind] == asked[kind]) == (what == "IRA"))
+        if asked[other] and asked[kind] != target:
+            shares.setdefault(("CRA", asked[other]), []).append(seen[other] == asked[other])
+    means = {key: float(np.mean(hits)) for key, hits in shares.items()}
+    return {what: float(np.mean([v for (w, _), v in means.items() if w == what])) for what in {w for w, _ in means}}
+
+
+@pytest.mark.parametrize("kind", ["style", "object"])
+def test_the_audit_command_shows_ua_ira_and_cra_as_counted_by_hand(
+    kind: str, styled: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """E-22: the argmax of both heads comes from the judge, what a prompt names from the suite."""
+    target = targets()[0] if kind == "object" else said(pictures()[targets()[0]])["style"]
+    asked = efface.load(styled, "cpu")
+    settings = (("targets", 6), ("styles", 12), ("neighbours", 8), ("others", 16), ("other_styles", 12))
+    patch, words = zero_patch(asked), [w for k, v in settings for w in ("--set", f"{k}={v}")]
+
+    def base(item: Item) -> np.ndarray:
+        return pictures()[item.asks[-1 if len(item.asks) > 1 and item.asks[1].role != "unstyled" else 0].label]
+
+    def spoilt(item: Item) -> np.ndarray:
+        """In place of what was erased another picture; some kept ones too."""
+        hit = item.asks[0].role in ("target", "style") or item.seed % 5 == 0
+        return pictures()[list(pictures())[-1]] if hit else base(item)
+
+    request = Request.build([f"{kind}:{target}"])
+    given = paint(small(asked, patch, request=request, settings=settings), spoilt, base)
+    items = given.settled().planned()[1].items
+    out = cli("audit", styled, "--patch", patch.save(tmp_path / "p.safetensors"), "-c", f"{kind}:{target}", *words,
+              "--metric", f"unlearning:kind={kind}", "--quiet", "-o", tmp_path / "run")  # fmt: skip
+    assert out.code == 0, out.err
+    cells = {(c["name"], c["side"]): c for c in json.loads((tmp_path / "run" / "report.json").read_text())["metrics"]}
+    for side, picture in (("base", base), ("edited", spoilt)):
+        wanted = by_hand([(i, picture(i)) for i in items], kind, target)
+        assert wanted.keys() == {"UA", "IRA", "CRA"}
+        for name, value in wanted.items():
+            cell = cells[name, side]
+            assert (cell["state"], cell["value"]) == ("ok", pytest.approx(value)), (name, side)
+            assert f"unlearning:kind={kind} {name} {side}: {cell['value']:.4g}" in out.out
+    assert cells["UA", "edited"]["value"] > cells["UA", "base"]["value"]
+    if kind == "object":  # the styles of these pictures are what they are
+        assert cells["IRA", "edited"]["value"] < cells["IRA", "base"]["value"] == 1
+
+
+def test_without_styled_prompts_the_three_are_na_with_the_reason(model: efface.Model, tmp_path: Path) -> None:
+    asked = small(model, request=Request.build(targets()[:1]))
+    names = ("unlearning", "unlearning:kind=object")
+    result = audit(paint(asked, other_things), tmp_path / "run", metrics=configured(names))
+    cells = {(c["metric"], c["name"]): c for c in result["metrics"] if c["side"] == "edited"}
+    for name, reason in {"UA": "no prompt names an erased style", "IRA": "no prompt names a kept style"}.items():
+        assert (cells["unlearning", name]["state"], cells["unlearning", name]["reason"]) == ("na", reason)
+    assert cells["unlearning:kind=object", "UA"]["value"] == 1
+    crossed = cells["unlearning:kind=object", "CRA"]
+    assert (crossed["state"], crossed["value"]) == ("na", None)
+    assert crossed["reason"] == "no prompt without a target names a style"

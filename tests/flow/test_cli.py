@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import efface
-from conftest import Cli, Said
+from conftest import Cli, Said, make_pipe
+from efface.model import Model
+from efface.run import state_folder
 
 COMMANDS = (
     "demo", "erase", "apply", "generate", "audit", "report", "compare", "status", "gc", "inspect", "list", "world",
@@ -344,6 +346,56 @@ def test_ctrl_c_in_an_erase_leaves_no_patch(cli: Cli, place: Callable[[str], str
     assert said.code == 130
     assert list((tmp_path / "out").iterdir()) == []
     assert run(cli, place, f"{ERASE} -c dog").code == 0
+
+
+def test_a_killed_erase_goes_on_from_its_last_checkpoint_to_the_same_bytes(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3.7-17 on the command line: SIGKILL after the first saved state, then the same command."""
+    from efface import train
+
+    made: list[int] = []
+    update = train._update
+    monkeypatch.setattr(train, "_update", lambda *a: made.append(a[3]) or update(*a))
+    command = ["erase", str(tiny_folder), "-c", "object:dog", "--method", "kscu", "--set", "updates=45", "--quiet",
+               "--threads", "1", "-o"]  # fmt: skip
+    out, states = tmp_path / "killed.safetensors", tmp_path / "cache" / "erase"
+    words = [sys.executable, "-c", "from efface.cli import main; main()", *command, str(out)]
+    started, deadline = subprocess.Popen(words), time.monotonic() + 240
+    while not list(states.glob("*/state.safetensors")):
+        assert started.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    started.kill()
+    assert started.wait() == -signal.SIGKILL
+    assert not out.exists()
+    (kept,) = states.glob("*/state.safetensors")
+    assert int(load_file(kept)["done"][0]) == 25
+    threads = torch.get_num_threads()
+    try:
+        assert cli(*command, out).code == 0
+        assert made == [*range(25, 45)]
+        assert list(states.iterdir()) == []
+        assert cli(*command, tmp_path / "whole.safetensors").code == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert made[20:] == [*range(45)]
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_saved_state_belongs_to_one_request_method_setting_seed_base_and_precision(tiny: Model) -> None:
+    def place(
+        concept: str = "object:dog", seed: int = 0, model: Model = tiny, method: str = "kscu", **more: Any
+    ) -> Any:
+        return state_folder(efface.plan(model, [concept], method=method, seed=seed, **more))
+
+    other = efface.load(make_pipe(1))
+    found = [place(), place("object:cat"), place(seed=1), place(model=other), place(updates="45"),
+             place(model=efface.load(make_pipe(dtype=torch.bfloat16))), place(keep=["cat"]),
+             place("object:dog=cat")]  # fmt: skip
+    assert len(set(found)) == len(found)
+    assert place() == found[0]
+    assert place(method="scapre") is None  # solved in one go
 
 
 def test_importing_the_command_line_is_cheap() -> None:

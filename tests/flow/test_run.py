@@ -160,7 +160,7 @@ def test_load_returns_a_model_as_it_is_and_finds_the_pipelines_own_patches(tiny_
     assert efface.load(model) is model
     patch = efface.erase(pipe, ["dog"])
     patch.apply_(pipe)
-    assert efface.load(pipe).in_force == patch.hash
+    assert efface.load(pipe).in_force == patch.content_hash
 
 
 PLAIN = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -23,7 +24,8 @@ from efface.audit import Audit, audit
 from efface.engines import local
 from efface.errors import BadRequest, EffaceError, OutputExists, WrongFile
 from efface.measure import Side, draw, fingerprint, shards_of
-from efface.store import Images, Records, write_bytes
+from efface.patch import Dense, Gate
+from efface.store import Images, Records, pixel_hash, write_bytes
 from efface.work import Work
 
 
@@ -156,16 +158,38 @@ def test_a_flipped_byte_in_image_record_or_plan_is_repaired_and_nothing_else_is_
     out = tmp_path / "run"
     audit(small(model), out)
     before, images = rows(out), pixels(out)
-    key = sorted(images)[5]
-    flip(Images(out / "images").path(key), 70)
+    for place in (5, 40):
+        flip(Images(out / "images").path(sorted(images)[place]), 70)
+        flip(out / "records.jsonl", 600 * place)
+        result = audit(small(model), out)
+        assert (rows(out), pixels(out)) == (before, images)  # drawn in its frozen batch: bit-equal
+        assert result["cost"]["images repaired"] == 1
+        assert result["cost"]["base images drawn"] + result["cost"]["edited images drawn"] == 1
+        assert result["cost"]["damaged records dropped"] >= 1
+    flip(out / "plan.json", 500)
+    cost = audit(small(model), out)["cost"]
+    assert cost["base images drawn"] + cost["edited images drawn"] + cost["images repaired"] == 0
+    assert (rows(out), pixels(out)) == (before, images)
+
+
+def test_image_record_and_plan_damaged_at_once_come_back_within_one_level(model: efface.Model, tmp_path: Path) -> None:
+    """Without the plan the batch of the lost image is another one; its record follows its pixels."""
+    out = tmp_path / "run"
+    audit(small(model), out)
+    images = pixels(out)
+    for key in sorted(images)[::7]:
+        flip(Images(out / "images").path(key), 70)
     flip(out / "records.jsonl", 3000)
     flip(out / "plan.json", 500)
-    result = audit(small(model), out)
-    assert rows(out) == before
-    assert pixels(out) == images
-    assert result["cost"]["images repaired"] == 1
-    assert result["cost"]["base images drawn"] + result["cost"]["edited images drawn"] == 1
-    assert result["cost"]["damaged records dropped"] >= 1
+    audit(small(model), out)
+    found = pixels(out)
+    assert found.keys() == images.keys()
+    for key, raw in found.items():
+        levels = (np.frombuffer(raw, np.uint8).astype(int), np.frombuffer(images[key], np.uint8).astype(int))
+        assert np.abs(levels[0] - levels[1]).max() <= 1
+    assert len(rows(out)) == 64
+    held = Images(out / "images")
+    assert all(row["pixels"] == pixel_hash(held.get(row["image"])) for row in rows(out))
 
 
 def test_an_image_that_was_exchanged_is_noticed_by_its_pixels(model: efface.Model, tmp_path: Path) -> None:
@@ -207,6 +231,45 @@ def test_a_finished_run_draws_and_judges_nothing_and_another_suite_shares_its_im
     with pytest.raises(OutputExists):
         audit(small(model, settings=larger), tmp_path / "one")
     assert (tmp_path / "one" / "records.jsonl").read_bytes() == records
+
+
+def test_another_recipe_draws_nothing_again_and_another_edit_strength_or_gate_draws_its_own(
+    model: efface.Model, tmp_path: Path
+) -> None:
+    patch = zero_patch(model, -0.5)
+    first = audit(small(model, patch), tmp_path / "first")
+    assert first["cost"]["edited images drawn"] == 32
+    told = dataclasses.replace(patch, recipe={**patch.recipe, "preset": "another"})
+    again = audit(small(model, told), tmp_path / "again")
+    assert again["cost"]["base images drawn"] == again["cost"]["edited images drawn"] == 0
+    assert again["hashes"]["patch"] == told.hash != first["hashes"]["patch"]
+    assert pixels(tmp_path / "again") == pixels(tmp_path / "first")
+    head = patch.edits[0]
+    assert isinstance(head, Dense)
+    moved = head.change.clone()
+    moved.view(-1)[0] += 0.01
+    for name, other in {
+        "edit": dataclasses.replace(patch, edits=(dataclasses.replace(head, change=moved), *patch.edits[1:])),
+        "gate": dataclasses.replace(patch, edits=(dataclasses.replace(head, gate=Gate(("a",))), *patch.edits[1:])),
+        "strength": patch.scaled(0.5),
+    }.items():
+        cost = audit(small(model, other), tmp_path / name)["cost"]
+        assert (cost["base images drawn"], cost["edited images drawn"]) == (0, 32), name
+
+
+def test_a_run_whose_images_were_named_otherwise_counts_each_once(
+    model: efface.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an older version left it: the edited side under other keys, in plan and records."""
+    named, out = Side.image_key, tmp_path / "run"
+    with monkeypatch.context() as older:
+        older.setattr(Side, "image_key", lambda side, *a: named(side, *a)[::-1] if side.patch else named(side, *a))
+        before = audit(small(model), out)
+    after = audit(small(model), out)
+    assert (after["cost"]["base images drawn"], after["cost"]["edited images drawn"]) == (0, 32)
+    assert {k: after[k] for k in ("tables", "garbage")} == {k: before[k] for k in ("tables", "garbage")}
+    assert after["records"] == {"rows": 64, "rows of other judges or versions": 32}
+    assert runfolder.status(out)["state"] == "finished"
 
 
 def test_a_run_of_version_0_1_goes_on_and_nothing_is_drawn_again(model: efface.Model, tmp_path: Path) -> None:
@@ -437,6 +500,10 @@ def test_gc_deletes_orphans_and_leftovers_and_nothing_else(cli: Cli, model: effa
     Images(tmp_path / "cache" / "images").put("ff01", np.zeros((4, 4, 3), np.uint8))
     assert len(cli("gc", "--days", "0", "--json").json()["files"]) == 1
     assert len(list(Images(tmp_path / "cache" / "images").keys())) == held
+    state = write_bytes(tmp_path / "cache" / "erase" / "k" / "state.safetensors", b"given up")
+    assert cli("gc", "--days", "1", "--json").json()["files"] == []
+    assert cli("gc", "--days", "0", "--json").json()["files"] == [str(state)]
+    assert not state.exists()
     for command in ("status", "gc"):
         assert cli(command, tmp_path).code == 1
 

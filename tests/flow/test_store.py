@@ -176,6 +176,21 @@ def test_an_image_is_read_back_exactly_and_a_torn_one_is_deleted(tmp_path: Path)
         images.get("abc")
 
 
+def test_a_flipped_bit_anywhere_in_an_image_is_found_unless_it_changes_no_pixel(tmp_path: Path) -> None:
+    """Every byte of the file, each with another bit: damaged, or the same pixels as were judged."""
+    images, pixels = Images(tmp_path), np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    images.put("abc", pixels)
+    whole, found = images.png("abc"), 0
+    for place in range(len(whole)):
+        bit = 1 << place * 3 % 8
+        images.path("abc").write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        if images.whole("abc", pixel_hash(pixels)):
+            assert (images.get("abc") == pixels).all(), place
+        else:
+            found += 1
+    assert found > len(whole) // 2
+
+
 def test_the_hash_of_an_image_is_that_of_its_pixels(tmp_path: Path) -> None:
     """E-5: compression and metadata do not matter, one bit does."""
     from PIL import Image

@@ -90,9 +90,11 @@ def _tell(result: dict[str, Any], out: Path, json: bool) -> None:
     """The result in the terminal; a gate that is not met ends the command with code 3."""
     from efface.report import table_text
 
-    told = {"report": str(out / "report.html")} | {k: result[k] for k in ("tables", "verdict", "flags", "cost")}
+    shown = ("tables", "metrics", "verdict", "flags", "cost")
+    told = {"report": str(out / "report.html")} | {k: result[k] for k in shown}
     gate = result.get("gate")
-    lines = [table_text(result), *_gate_lines(gate), f"report: {out / 'report.html'}"]
+    lines = [table_text(result), *_metric_lines(result["metrics"]), *_gate_lines(gate)]
+    lines.append(f"report: {out / 'report.html'}")
     o.emit(told | ({"gate": gate} if gate else {}), json, lines)
     if gate and gate["state"] != "pass":
         _fail(gate)
@@ -116,6 +118,18 @@ def _plan(asked: Audit, json: bool) -> tuple[dict[str, Any], bool, list[str]]:
     if shows and targets:
         lines.append(f"{targets} images of targets can show 'at most {shows:.0%}' if none of them is a hit")
     return {"images_a_side": count, "roles": roles, "absent": dict(plan.absent)}, json, lines
+
+
+def _metric_lines(cells: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for cell in cells:
+        what = " ".join(w for w in (cell["metric"], cell["name"], cell["concept"], cell["side"]) if w)
+        if cell["state"] != "ok":
+            lines.append(f"{what}: {cell['state'].upper()}: {cell['reason']}")
+            continue
+        ends = "" if cell["low"] is None else f" [{cell['low']:.4g}, {cell['high']:.4g}]"
+        lines.append(f"{what}: {cell['value']:.4g}{ends} (n = {cell['n']})")
+    return [*lines, ""] if lines else []
 
 
 def _gate_lines(gate: dict[str, Any] | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import time
 import warnings
 from typing import Annotated, Any
@@ -39,7 +40,7 @@ def command(
 
     from efface.errors import OutputExists
     from efface.request import Request, read_lines
-    from efface.run import plan, solve
+    from efface.run import plan, solve, state_folder
     from efface.store import write_bytes
 
     if out.exists() and not overwrite:
@@ -56,10 +57,13 @@ def command(
         o.emit({"plan": made.lines(), "warnings": made.warnings}, json, [])
         return
     start = time.monotonic()
-    work = o.working(seed, quiet)
+    folder = state_folder(made)
+    work = o.working(seed, quiet, folder)
     with work.interruptible(), warnings.catch_warnings():
         patch = solve(made, work)
     patch.save(out, overwrite=overwrite)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
     import json as encoder
 
     beside = {

@@ -16,7 +16,7 @@ def command(
     run: Annotated[list[Path] | None, typer.Argument(help="Run folders; the image cache is always looked at.")] = None,
     days: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Also cached images that no run holds and nobody used for so many days."),
+        typer.Option(min=0.0, help="Also what nobody used for so many days: images that no run holds, saved states."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json: o.Json = False,

@@ -117,7 +117,7 @@ def command_line() -> str:
     return shlex.join(["efface", *sys.argv[1:]])
 
 
-def working(seed: int, quiet: bool) -> Work:
+def working(seed: int, quiet: bool, folder: Path | None = None) -> Work:
     from efface.work import Work
 
-    return Work(seed, quiet=quiet)
+    return Work(seed, folder, quiet)
