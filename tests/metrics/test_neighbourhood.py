@@ -138,6 +138,14 @@ def test_what_is_kept_already_is_marked_and_not_proposed(mini: efface.Model, tmp
     assert "lion" not in [p["concept"] for p in found["proposals"]]
 
 
+@pytest.mark.parametrize(("lost", "proposed"), [(1, False), (2, True)])
+def test_one_lost_image_proposes_nobody(tmp_path: Path, lost: int, proposed: bool) -> None:
+    items, rows, _, _ = run_of(tmp_path, lost)
+    metric = Neighbourhood(("cat",), PLACES, limit=0.04)  # one image of 20 is above it
+    cells = metric.aggregate(r for r in scores.questions(items, rows) if r["role"] != "target")
+    assert ("lion" in [name for name, _ in metric.proposals(cells)]) == proposed
+
+
 def test_styles_are_proposed_as_they_are_written(mini: efface.Model) -> None:
     nobody = Watch(None, None, "none", "no judge")
     request = Request.build(["noto style"], keep=["flat style"]).settle(mini.kinds)

@@ -21,6 +21,7 @@ __all__ = ["Neighbourhood", "image_space", "text_space"]
 
 KEPT = ("neighbour", "other")
 TOO_FEW = 6  # changed pairs below which no exact test can reach 5 %
+FLIP = 1.5  # images of a concept: one that is lost may be chance
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Neighbourhood:
         keep: concepts that stand in the list already. At most `most` of them, so that others are left to judge on.
         """
         harm = {c.concept: c for c in cells if c.name == "harm" and c.concept}
-        hurt = sorted((c for c in harm.values() if (c.value or 0.0) > self.limit), key=lambda c: -(c.value or 0.0))
+        lost = {c: c.value or 0.0 for c in harm.values()}
+        hurt = sorted((c for c, v in lost.items() if v > self.limit and v * c.n > FLIP), key=lambda c: -lost[c])
         said = [(c.concept, _lost(c)) for c in hurt]
         near = [
             (-cosine, name, f"near {target} in {space} space (cosine {cosine:.2f}), not tested")
