@@ -39,6 +39,7 @@ COLUMNS: dict[str, tuple[str, tuple[str, ...], str]] = {
 }
 KEPT = ("neighbour", "other", "in-prompt", "beside", "other-style")
 BETTER = {"edited": -1, "edited_garbage": -1, "replaced": 1, "loss": 1}  # sign of more edited hits
+ENOUGH = 5  # images of a concept below which it is not called the worst and not shaded
 FIELDS = ("base", "suite", "suite_hash", "sampling", "judge")  # what has to be equal in one column
 
 
@@ -247,9 +248,10 @@ def _worst(pairs: Sequence[Pair], roles: Sequence[str], of: Callable[[list[Pair]
     for pair in pairs:
         if pair.role in roles:
             by_label.setdefault(pair.label, []).append(pair)
-    if not by_label:
+    values = [(of(found), label) for label, found in by_label.items() if len(found) >= ENOUGH]
+    if not values:
         return None
-    value, label = max((of(found), label) for label, found in by_label.items())
+    value, label = max(values)
     return {"name": label, "value": value, "n": len(by_label[label])}
 
 
@@ -267,6 +269,7 @@ def _heat(pairs: dict[str, list[Pair]]) -> list[Json]:
         for name, rows in by_run.items():
             edited = sum(p.edited for p in rows) / len(rows)
             base = sum(p.base for p in rows) / len(rows)
-            cells[name] = {"value": edited if kind == "target" else base - edited, "n": len(rows)}
+            value = edited if kind == "target" else base - edited
+            cells[name] = {"value": value, "n": len(rows), "few": len(rows) < ENOUGH}
         heat.append({"concept": label, "kind": kind, "cells": cells})
     return heat

@@ -93,7 +93,7 @@ def caption(block: Json) -> str:
         f"Model {block['base']}; suite {suite['name']} {suite['version']} ({suite['hash']}){shared}; judge "
         f"{block['judge']['name']} {block['judge']['version']}. Rates in per cent, losses and differences in points, "
         f"with 95 % intervals; differences are paired, to {block['baseline']}; p is exact McNemar after Holm over the "
-        "runs of a column; (k) is the place, shared where no difference is sure."
+        "runs of a column; the bracketed number, raised on the page, is the place, shared where no difference is sure."
     )
 
 
@@ -128,9 +128,19 @@ def _text(value: str) -> str:
 def page(found: Json) -> str:
     """One HTML text: no script, no network."""
     environment = pages()
-    environment.filters.update(probability=probability, shade=shade)
+    environment.filters.update(probability=probability, shade=shade, costs=costs)
     blocks = [block | {"plot": plot(block), "caption": caption(block)} for block in found["tables"]]
     return environment.get_template("compare.html.j2").render(found=found, blocks=blocks, worst=worst, percent=percent)
+
+
+def costs(cost: Json) -> list[str]:
+    """Time, images and size of a run in short lines; what is unknown is left out."""
+    seconds, base, edited, size = (
+        cost[k] for k in ("seconds", "base images drawn", "edited images drawn", "bytes of the patch")
+    )
+    lines = [] if seconds is None else [f"{seconds:.0f} s"]
+    lines += [] if None in (base, edited) else [f"{base} + {edited} drawn"]
+    return lines + ([] if size is None else [f"{size / 1e6:.2f} MB"])
 
 
 def shade(value: float) -> int:
