@@ -13,10 +13,11 @@ from torch import Tensor
 
 import efface
 from conftest import make_pipe
+from efface import prompts
 from efface.errors import BadRequest, WrongFile
 from efface.evidence import gather
 from efface.methods.scapre import PRESETS as VALUES
-from efface.methods.scapre import RELEASED, SENTENCES, ScaPre, _Context, _stored
+from efface.methods.scapre import ScaPre, _Context, _stored
 from efface.model import Encoded, Model
 from efface.numerics.spectral import Gate, Shared, spectral_term
 from efface.patch import Dense, LowRank, Operator, Patch
@@ -115,7 +116,7 @@ def test_the_recipe_says_what_is_left_of_the_concepts_and_how_far_the_empty_text
 
 
 def _sentence_rows(model: Model) -> list[torch.Tensor]:
-    texts = [form.format("dog") for form, _ in SENTENCES[""][1:]]
+    texts = [form.format("dog") for form, _ in prompts.load("scapre")["sentences"]["object"][1:]]
     return [e.rows[e.count - 2].double() for e in model.encode(texts)]
 
 
@@ -251,9 +252,10 @@ def test_sentences_stand_around_names_synonyms_anchors_and_kept_texts(model: Mod
     assert {"house", "a house", "a house in noto style"} <= set(kept)
     assert "in noto style" not in kept  # alone a style would take along what stays
     released = plan(model, ["dog=wolf", "noto style"], ["house"], preset="code", expand="code").needs.texts
+    forms = prompts.load("scapre")["released"]
     assert set(released) == {
-        "", "dog", "wolf", "noto style", "house", *(f.format("noto") for f in RELEASED["style"]),
-        *(f.format(name) for f in RELEASED[""] for name in ("dog", "wolf")),
+        "", "dog", "wolf", "noto style", "house", *(f.format("noto") for f in forms["style"]),
+        *(f.format(name) for f in forms["object"] for name in ("dog", "wolf")),
     }  # fmt: skip
     bare = plan(model, ["dog=wolf"], ["a house"], preset="code").needs.texts
     assert set(bare) == {"", "dog", "wolf", "a house"}
@@ -486,3 +488,24 @@ def test_an_equation_that_rounding_spoils_is_refused(
     monkeypatch.setattr(Shared, "residual", lambda *_: residual)
     with pytest.raises(BadRequest, match="raise lam"):
         erase(model)
+
+
+def test_kept_styles_are_kept_on_kept_things_and_weigh_as_one_sentence(model: Model) -> None:
+    """Ours: things and styles of the keep list are combined; neither is the anchor or companion of the other kind."""
+    made = plan(model, ["dog", "ink style"], ["wolf", "house", "oil style", "flat style"], preset="efface")
+    assert isinstance(made.method, ScaPre)
+    kept = made.method._kept_texts(made.request)
+    one = kept["a wolf"]
+    assert {t: w for t, w in kept.items() if t.startswith("a wolf in")} == {
+        "a wolf in oil style": one / 2, "a wolf in flat style": one / 2,
+    }  # fmt: skip
+    assert kept["a picture in oil style"] == kept["a picture of a house"] == one
+    assert not {"a oil style", "a picture of a oil style", "a wolf in ink style"} & set(kept)
+    assert "a wolf in ink style" in made.needs.texts
+    assert not [t for t in made.needs.texts if "style in" in t]
+
+
+def test_an_object_never_goes_to_a_kept_style(model: Model) -> None:
+    only = erase(model, "dog", keep=["oil style"], preset="efface")
+    blank = erase(model, "dog", keep=["oil style"], preset="efface", anchor="guide")
+    assert only.content_hash == blank.content_hash

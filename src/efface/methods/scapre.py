@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from efface import prompts
 from efface.errors import BadRequest, WrongFile
 from efface.methods import require
 from efface.needs import Needs
@@ -72,16 +73,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
     "efface": _EFFACE,
     "world": _EFFACE,
-}
-
-# Sentences around a concept (ours). The second form is what an empty anchor leaves of it.
-SENTENCES: dict[str, tuple[tuple[str, str], ...]] = {
-    "style": (("{} style", ""), ("in {} style", ""), ("a picture in {} style", "a picture")),
-    "": (("{}", ""), ("a {}", ""), ("a picture of a {}", "")),
-}
-RELEASED: dict[str, tuple[str, ...]] = {  # the released prompt expansion
-    "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
-    "": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
 }
 
 
@@ -231,41 +222,52 @@ class ScaPre:
         pairs = [(text, anchor) for text in concept.texts]
         if self.expand == "none":
             return pairs
-        style = concept.kind == "style"
-        names = [text.removesuffix(" style") if style else text for text in concept.texts]
-        if self.expand == "code":
-            forms = RELEASED["style" if style else ""]
-            # an empty anchor stays the empty text: "image of" alone would itself be a concept
+        kind, data = "style" if concept.kind == "style" else "object", prompts.load("scapre")
+        names = [text.removesuffix(" style") if kind == "style" else text for text in concept.texts]
+        if self.expand == "code":  # an empty anchor stays the empty text: "image of" alone would itself be a concept
+            forms = data["released"][kind]
             return pairs + [(f.format(n), f.format(anchor) if anchor else "") for n in names for f in forms]
-        for name in names:
-            for form, bare in SENTENCES["style" if style else ""][1:]:
-                pairs.append((form.format(name), form.format(anchor) if anchor else bare))
-        if not style or not self.companions or not request.kept_texts:
+        forms = data["sentences"][kind][1:]
+        pairs += [(f.format(n), f.format(anchor) if anchor else bare) for n in names for f, bare in forms]
+        things, _ = _kept(request)
+        if kind != "style" or not self.companions or not things:
             return pairs
         # taken away from things that stay, a style leaves them as they are; alone it would take them along
-        every = len(request.kept_texts)
-        kept = [request.kept_texts[i * every // n] for n in [min(self.companions, every)] for i in range(n)]
+        kept = [things[i * len(things) // n] for n in [min(self.companions, len(things))] for i in range(n)]
         new = f"a {{}} in {anchor} style" if anchor else "a {}"
-        return [(f"a {k} in {n} style", new.format(k)) for n in names for k in kept]
+        return [(f"a {k} in {name} style", new.format(k)) for name in names for k in kept]
 
     def _anchored(self, request: Request, evidence: Evidence) -> Request:
         """With anchor "nearest": every object without an anchor of its own goes to the kept text closest to it."""
-        if self.anchor != "nearest" or not request.kept_texts:
+        things, _ = _kept(request)
+        if self.anchor != "nearest" or not things:
             return request
-        kept = torch.stack([_meaning(evidence.text(text)) for text in request.kept_texts])  # (k, d)
+        kept = torch.stack([_meaning(evidence.text(text)) for text in things])  # (k, d)
 
         def settled(concept: Concept) -> Concept:
             if concept.kind in ("style", "sensitive") or concept.anchor is not None:
                 return concept
             closest = int((kept @ _meaning(evidence.text(concept.name))).argmax())
-            return replace(concept, anchor=request.kept_texts[closest])
+            return replace(concept, anchor=things[closest])
 
         return replace(request, concepts=tuple(settled(c) for c in request.concepts))
 
-    def _kept_texts(self, request: Request) -> tuple[str, ...]:
-        """Texts that keep their outputs: the empty text and, around every kept text, the same sentences."""
-        forms = [form for form, _ in SENTENCES[""]] if self.expand == "sentence" else ["{}"]
-        return ("", *(f.format(text) for text in request.kept_texts for f in forms))
+    def _kept_texts(self, request: Request) -> dict[str, float]:
+        """Texts that keep their outputs, and their weights; a kept thing in all kept styles weighs as one sentence."""
+        scale, found = self.keep_scale or 0.0, {"": self.empty_scale or 0.0}
+        if self.expand != "sentence":
+            return found | dict.fromkeys(request.kept_texts, scale)
+        things, styles = _kept(request)
+        for kind, names in (("object", things), ("style", styles)):
+            sentences = prompts.load("scapre")["sentences"][kind]
+            found |= {form.format(n): scale for n in names for form, _ in sentences}
+        return found | {f"a {t} in {s} style": scale / len(styles) for t in things for s in styles}
+
+
+def _kept(request: Request) -> tuple[list[str], list[str]]:
+    """Kept things, and the bare names of kept styles."""
+    things = [t for t in request.kept_texts if not t.endswith(" style")]
+    return things, [t.removesuffix(" style") for t in request.kept_texts if t.endswith(" style")]
 
 
 class _Context:
@@ -291,9 +293,9 @@ class _Context:
         self.pairs = spectral.pair_rows(blocks, guides)
         self.concepts, self.goals = (torch.stack(v).double() for v in zip(*firsts, strict=True))  # (m, d)
         self.empty = evidence.text("").rows.double()  # (L, d)
-        kept = [_finite(evidence.text(t)) for t in method._kept_texts(request)]
-        weighed = [(content_to_end(e.rows), (method.keep_scale if e.text else method.empty_scale) or 0.0) for e in kept]
-        weighed = [k for k in weighed if k[1]]
+        scales = method._kept_texts(request)
+        kept = [_finite(evidence.text(t)) for t in scales]
+        weighed = [(content_to_end(e.rows), w) for e, w in zip(kept, scales.values(), strict=True) if w]
         self.kept = spectral.weighted(weighed) if weighed else None  # (n, d) and (n,)
         named = [last_row(e.rows, e.count - 2)[0].double() for e in kept if e.text]
         self.neutral = torch.stack(named) if method.negatives == "keep" and named else self.empty[1]  # EOS
@@ -445,6 +447,4 @@ def _operator(context: _Context, model: Model, sites: list[str]) -> tuple[Edit, 
 def _stored(site: str, delta: torch.Tensor) -> Edit:
     """Low rank where the measured rank is smaller, else dense; float32 either way."""
     found = spectral.low_rank(delta, 1e-6)
-    if found is None:
-        return Dense(site, delta.float())
-    return LowRank(site, found[0].float().contiguous(), found[1].float().contiguous())
+    return Dense(site, delta.float()) if found is None else LowRank(site, *(f.float().contiguous() for f in found))
