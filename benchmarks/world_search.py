@@ -1,9 +1,9 @@
 """Settings of one method as a frontier on the tune half of the world: ten objects erased jointly.
 
 Each line of the settings file is one setting as a JSON object, {} for the preset; "keep" may be "none". For each:
-8 images of every target, 60 of other objects, judged; one line goes to the output, so a search goes on where it was
-stopped, and `--part 0/2` and `--part 1/2` share it between two processes. `--table` prints what is there. The keep
-list holds names of the report half; report seeds and names are for the figures that are quoted, not for this.
+8 images of every target, 60 of other objects, judged, and one file in the output folder, so that a search goes on where
+it was stopped and `--part 0/2` and `--part 1/2` share it between two processes. `--table` prints what is there. The
+keep list holds names of the report half; report seeds and names are for the figures that are quoted, not for this.
 """
 
 from __future__ import annotations
