@@ -2,7 +2,7 @@
 
 `python docs/render.py report.html` writes docs/img/report-*.png with the system's chromium, driven by
 Playwright, and docs/img/sheet.png with Pillow; `--compare compare.html` the same of that page. Without chromium the
-pictures stay as they are.
+pictures stay as they are. `--sheet docs/img/NAME.png` writes one picture only: the first two pairs of every sheet.
 """
 
 from __future__ import annotations
@@ -73,12 +73,14 @@ def pages(source: Path, name: str, out: Path, height: int) -> list[Path]:
     return written
 
 
-def sheet(report: Path, out: Path, across: int = 8, size: int = 128) -> Path | None:
-    """The first sheets of the report as one picture: the base model's images above the edited one's."""
+def sheet(report: Path, path: Path, each: bool = False, across: int = 10, size: int = 128) -> Path | None:
+    """One picture, the base model's images above the edited one's: the first two sheets of the report, or with `each`
+    the first two pairs of every sheet."""
     parser = Sheets()
     parser.feed(report.read_text(encoding="utf-8"))
-    rows = [[pair for pair in pairs if len(pair) == 2][:across] for pairs in parser.sheets[:2]]
-    rows = [row for row in rows if row]
+    whole = [[pair for pair in pairs if len(pair) == 2] for pairs in parser.sheets]
+    rows = [list(row) for row in zip(*(w[:2] for w in whole if len(w) > 1), strict=True)] if each else whole[:2]
+    rows = [row[:across] for row in rows if row]
     if not rows:
         print("expected a report with sheets, found none; the contact sheet stays as it is")
         return None
@@ -95,7 +97,6 @@ def sheet(report: Path, out: Path, across: int = 8, size: int = 128) -> Path | N
                 small = max(pair[line].size) < size
                 how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
                 picture.paste(pair[line].resize((size, size), how), (margin + c * (size + gap), top))
-    path = out / "sheet.png"
     picture.save(path, optimize=True)
     return path
 
@@ -104,6 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Draws the pictures of the documentation from a report.")
     parser.add_argument("report", type=Path, help="a report.html")
     parser.add_argument("--compare", type=Path, help="a compare.html")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write only this picture of every sheet")
     parser.add_argument("--out", type=Path, default=HERE / "img", help="folder of the pictures")
     parser.add_argument("--height", type=int, default=2400, help="cut pages at this many pixels")
     options = parser.parse_args()
@@ -112,9 +114,12 @@ def main() -> int:
         if not source.is_file():
             print(f"expected a page, found nothing at {source}; run `efface audit` or `efface compare` first")
             return 2
+    if options.sheet:
+        print(sheet(options.report, options.sheet, each=True))
+        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     drawn = [p for name, source in sources.items() for p in pages(source, name, options.out, options.height)]
-    for path in [sheet(options.report, options.out), *drawn]:
+    for path in [sheet(options.report, options.out / "sheet.png", across=8), *drawn]:
         if path is not None:
             print(path)
     return 0
