@@ -229,8 +229,7 @@ class ScaPre:
             return pairs + [(f.format(n), f.format(anchor) if anchor else "") for n in names for f in forms]
         forms = data["sentences"][kind][1:]
         pairs += [(f.format(n), f.format(anchor) if anchor else bare) for n in names for f, bare in forms]
-        things, _ = _kept(request)
-        if kind != "style" or not self.companions or not things:
+        if kind != "style" or not self.companions or not (things := _kept(request)[0]):
             return pairs
         # taken away from things that stay, a style leaves them as they are; alone it would take them along
         kept = [things[i * len(things) // n] for n in [min(self.companions, len(things))] for i in range(n)]
@@ -239,8 +238,7 @@ class ScaPre:
 
     def _anchored(self, request: Request, evidence: Evidence) -> Request:
         """With anchor "nearest": every object without an anchor of its own goes to the kept text closest to it."""
-        things, _ = _kept(request)
-        if self.anchor != "nearest" or not things:
+        if self.anchor != "nearest" or not (things := _kept(request)[0]):
             return request
         kept = torch.stack([_meaning(evidence.text(text)) for text in things])  # (k, d)
 
@@ -447,4 +445,6 @@ def _operator(context: _Context, model: Model, sites: list[str]) -> tuple[Edit, 
 def _stored(site: str, delta: torch.Tensor) -> Edit:
     """Low rank where the measured rank is smaller, else dense; float32 either way."""
     found = spectral.low_rank(delta, 1e-6)
-    return Dense(site, delta.float()) if found is None else LowRank(site, *(f.float().contiguous() for f in found))
+    if found is None:
+        return Dense(site, delta.float())
+    return LowRank(site, found[0].float().contiguous(), found[1].float().contiguous())
