@@ -131,7 +131,8 @@ class _Run:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         net.to(device)
         self.learnt = [p for p in net.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.learnt, lr=phase.rate, weight_decay=phase.decay, betas=(0.9, 0.99))
+        decay = {"lr": phase.rate, "weight_decay": phase.decay}
+        self.optimiser = torch.optim.AdamW(self.learnt, betas=(0.9, 0.99), fused=True, **decay)
         self.mean = [p.detach().clone() for p in self.learnt] if phase.ema else []
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -240,18 +241,25 @@ def learn(
 
 
 def _ahead(batch: Callable[[int], B], steps: range, go: Go) -> Iterator[tuple[int, B]]:
-    """Draw the next batch on a second thread; the order stays the same. Ends early when the sitting is over."""
-    with ThreadPoolExecutor(1) as worker:
-        coming = worker.submit(batch, steps.start) if len(steps) else None
-        for step in steps:
-            assert coming is not None
-            if go.over:
-                coming.result()
-                return
-            given = coming.result()
-            if step + 1 < steps.stop:
-                coming = worker.submit(batch, step + 1)
-            yield step, given
+    """Draw the next batch on a second thread; the order stays the same. Ends early when the sitting is over.
+
+    That thread computes on its own: with a pool of its own beside the training's, each waits for the other.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as worker:
+            coming = worker.submit(batch, steps.start) if len(steps) else None
+            for step in steps:
+                assert coming is not None
+                if go.over:
+                    coming.result()
+                    return
+                given = coming.result()
+                if step + 1 < steps.stop:
+                    coming = worker.submit(batch, step + 1)
+                yield step, given
+    finally:
+        torch.set_num_threads(threads)  # for threads to come, which would follow the last one set
 
 
 def _save(saved: Work, run: _Run, home: Path) -> None:
