@@ -22,15 +22,15 @@ from efface.judges import world as reporting
 __all__ = ["load", "Net", "SelectionJudge"]  # noqa: RUF022
 
 FOLDER = "selection"
-EARLY, LATE, DEPTH = 96, 160, (3, 4)
+EARLY, LATE, DEPTH = 64, 192, (3, 3)
 
 
 class Mix(nn.Module):
     """Depth-wise mixing of places, then a two-layer mixing of channels, each added to its input."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, reach: int) -> None:
         super().__init__()
-        self.places = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.places = nn.Conv2d(width, width, reach, padding=reach // 2, groups=width)
         self.norm = nn.GroupNorm(8, width)
         self.channels = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
 
@@ -49,16 +49,16 @@ class Net(nn.Module):
     def __init__(self, objects: int, styles: int) -> None:
         super().__init__()
         self.patches = nn.Sequential(nn.Conv2d(3, EARLY, 4, 4), nn.GroupNorm(8, EARLY), nn.GELU())
-        self.early = nn.Sequential(*(Mix(EARLY) for _ in range(DEPTH[0])))
+        self.early = nn.Sequential(*(Mix(EARLY, 3) for _ in range(DEPTH[0])))
         self.down = nn.Sequential(nn.Conv2d(EARLY, LATE, 2, 2), nn.GroupNorm(8, LATE))
-        self.late = nn.Sequential(*(Mix(LATE) for _ in range(DEPTH[1])), nn.GroupNorm(8, LATE))
+        self.late = nn.Sequential(*(Mix(LATE, 5) for _ in range(DEPTH[1])), nn.GroupNorm(8, LATE))
         self.object_head = nn.Conv2d(LATE, objects, 1)
         self.style_head = nn.Sequential(nn.Linear(EARLY + LATE, 96), nn.GELU(), nn.Linear(96, styles))
         self.extra_head = nn.Linear(EARLY + 2 * LATE, 2)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        early = self.early(self.patches(x))  # (n, 96, 16, 16)
-        late = self.late(self.down(early))  # (n, 160, 8, 8)
+        early = self.early(self.patches(x))  # (n, 64, 16, 16)
+        late = self.late(self.down(early))  # (n, 192, 8, 8)
         votes = self.object_head(late).flatten(2)  # (n, objects, 64)
         named = votes.logsumexp(2) - math.log(votes.shape[2])
         means = torch.cat([early.mean((2, 3)), late.mean((2, 3))], 1)  # (n, 256)
