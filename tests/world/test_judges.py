@@ -13,7 +13,7 @@ import torch
 
 from efface import world
 from efface.errors import BadRequest, Unavailable, WrongFile
-from efface.judges import Verdict, garbage
+from efface.judges import Verdict, garbage, sized
 from efface.judges import world as world_judge
 from efface.judges.world import WorldJudge
 from efface.world.corruptions import HELD_OUT, SEEN
@@ -100,13 +100,26 @@ def test_temperature_changes_no_ranking() -> None:
     "images",
     [
         np.zeros((1, 64, 64, 3), np.float32),
-        np.zeros((1, 32, 32, 3), np.uint8),
+        np.zeros((1, 48, 48, 3), np.uint8),
+        np.zeros((1, 64, 32, 3), np.uint8),
         np.zeros((64, 64, 3), np.uint8),
     ],
 )
 def test_other_pictures_are_refused(images: np.ndarray) -> None:
     with pytest.raises(BadRequest, match="uint8"):
         judge().look(images)
+
+
+def test_small_pictures_are_judged_with_every_pixel_doubled() -> None:
+    small = pictures()[0][:4, ::2, ::2]
+    large = sized(small)
+    assert large.shape == (4, 64, 64, 3)
+    assert (large[:, ::2, ::2] == small).all()
+    assert (large[:, 1::2, 1::2] == small).all()
+    assert (sized(large) == large).all()
+    verdict, detector = judge().look(small), garbage.load(judge())
+    assert (verdict.probabilities == judge().look(large).probabilities).all()
+    assert (detector.p_values(small, verdict) == detector.p_values(large, verdict)).all()
 
 
 def test_no_pictures_give_an_empty_verdict() -> None:

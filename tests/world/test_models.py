@@ -409,11 +409,20 @@ def test_damaged_pieces_change_nothing(trained: Path, tmp_path: Path, monkeypatc
 
 
 def test_results_are_copied_once(trained: Path, tmp_path: Path) -> None:
-    [(made, place)] = toy_course().results(tmp_path)
-    training.copy_out(made, place, False)
+    found = toy_course().results(tmp_path)
+    [place] = training.copy_out(found, False)
     assert (place / "model_index.json").is_file()
     with pytest.raises(OutputExists):
-        training.copy_out(made, place, False)
+        training.copy_out(found, False)
+
+
+def test_results_that_belong_together_lie_in_one_folder(tmp_path: Path) -> None:
+    for name in ("judge", "detector"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.json").write_text("{}")
+    both = [(tmp_path / name, tmp_path / "out") for name in ("judge", "detector")]
+    assert training.copy_out(both, False) == [tmp_path / "out"]
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"judge.json", "detector.json"}
 
 
 def test_unknown_targets_and_golds_of_judges_are_refused() -> None:

@@ -17,7 +17,6 @@ from efface.world import measure_judge as measured
 from efface.world.augmentation import augment, augment_other, corrupt
 from efface.world.learning import Go, Phase
 from efface.world.measure_drawings import asked
-from efface.world.scenes import at_judge_size
 from efface.world.train_judge import PLANS, Batch, Cycle, Plan, Source, load_net, train_phase
 
 
@@ -163,15 +162,6 @@ def test_every_broken_picture_is_broken_in_its_own_way() -> None:
     broken = corrupt(x, torch.Generator().manual_seed(1))
     assert broken.shape == x.shape
     assert (broken - x).abs().flatten(1).amax(1).min() > 0.5
-
-
-def test_small_pictures_are_doubled_for_the_judge() -> None:
-    small = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    large = at_judge_size(small)
-    assert large.shape == (2, 64, 64, 3)
-    assert (large[:, ::2, ::2] == small).all()
-    assert (large[:, 1::2, 1::2] == small).all()
-    assert at_judge_size(large) is large or (at_judge_size(large) == large).all()
 
 
 def test_thresholds_reach_their_specificity() -> None:

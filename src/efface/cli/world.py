@@ -85,8 +85,8 @@ def train(
         for path in carried.split(chosen, pieces, overwrite):
             typer.echo(path)
     if out is not None:
-        for made, place in chosen.results(out):
-            typer.echo(copy_out(made, place, overwrite))
+        for place in copy_out(chosen.results(out), overwrite):
+            typer.echo(place)
 
 
 def _names(without: list[str] | None) -> list[str]:

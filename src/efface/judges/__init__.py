@@ -153,11 +153,16 @@ def version_of(card: Mapping[str, Any], *words: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def checked(images: np.ndarray, size: int = 64) -> np.ndarray:
-    """The pictures, or `BadRequest` when they are not uint8 (n, size, size, 3)."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+def sized(images: np.ndarray, size: int = 64) -> np.ndarray:
+    """uint8 (n, size, size, 3): the pictures, with every pixel doubled where their sides are half of that.
+
+    `BadRequest` when they are anything else.
+    """
+    sides = [(side, side, 3) for side in (size, size // 2)]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in sides:
         raise BadRequest(
-            f"Expected pictures as uint8 (n, {size}, {size}, 3), got {images.dtype} {tuple(images.shape)}; "
-            "convert or resize them first."
+            f"Expected pictures as uint8 (n, {size}, {size}, 3) or half that size, got {images.dtype} "
+            f"{tuple(images.shape)}; convert or resize them first."
         )
-    return np.ascontiguousarray(images)  # torch takes no negative strides
+    times = size // images.shape[1]
+    return np.ascontiguousarray(images.repeat(times, 1).repeat(times, 2))  # torch takes no negative strides

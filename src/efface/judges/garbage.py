@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from efface.errors import BadRequest, Unavailable, WrongFile
-from efface.judges import Judge, Verdict, checked
+from efface.judges import Judge, Verdict, sized
 
 # the first name is what the registry finds
 __all__ = ["load", "Garbage", "Reference", "fit", "save"]  # noqa: RUF022
@@ -134,7 +134,7 @@ class Garbage:
 
     def p_values(self, images: np.ndarray, verdict: Verdict) -> np.ndarray:
         """Conformal p-value of each picture (n,): share of base pictures that deviate as much, two-sided."""
-        checked(images)
+        images = sized(images)
         if not len(images):
             return np.zeros(0)
         score = deviation(self.reference, statistics(self.reference, images, verdict.features)).max(1)
@@ -143,8 +143,8 @@ class Garbage:
         return (1 + above) / (1 + len(known))
 
     def flags(self, images: np.ndarray, verdict: Verdict) -> np.ndarray:
-        """bool (n,): True for garbage. `verdict` is the judge's on the same uint8 (n, 64, 64, 3)."""
-        return constant(checked(images)) | (self.p_values(images, verdict) <= RATE)
+        """bool (n,): True for garbage. `verdict` is the judge's on the same pictures."""
+        return constant(sized(images)) | (self.p_values(images, verdict) <= RATE)
 
 
 def load(judge: Judge, folder: Path | None = None) -> Garbage:

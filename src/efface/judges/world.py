@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from efface.errors import Unavailable, WrongFile
-from efface.judges import Verdict, checked
+from efface.judges import Verdict, sized
 
 # the first name is what the registry finds
 __all__ = ["load", "Net", "WorldJudge", "version"]  # noqa: RUF022
@@ -89,15 +89,15 @@ class WorldJudge:
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits before temperature (n, labels) and features (n, 258) of uint8 (n, 64, 64, 3)."""
-        images = checked(images)
+        """Logits before temperature (n, labels) and features (n, 258) of uint8 (n, 64 or 32, the same, 3)."""
+        images = sized(images)
         parts = [self._net(prepare(torch.from_numpy(images[k : k + BATCH]))) for k in range(0, len(images), BATCH)]
         if not parts:
             return torch.zeros(0, len(self._thresholds)), torch.zeros(0, 258)
         return torch.cat([torch.cat(p[:2], 1) for p in parts]), torch.cat([p[3] for p in parts])
 
     def look(self, images: np.ndarray) -> Verdict:
-        """Judge uint8 (n, 64, 64, 3); `BadRequest` for any other type or shape."""
+        """Judge uint8 (n, 64, 64, 3), or (n, 32, 32, 3) as `micro` draws; `BadRequest` for anything else."""
         logits, features = self.logits(images)
         chance = torch.sigmoid(logits / self._heat).numpy()
         return Verdict(chance, chance >= self._thresholds, features.numpy())

@@ -18,6 +18,7 @@ import numpy as np
 
 from efface import world
 from efface.errors import Unavailable
+from efface.judges import sized
 from efface.measure import Sampling, Side, draw
 from efface.numerics import distances
 from efface.sampler import sample
@@ -28,7 +29,6 @@ from efface.world import captions
 from efface.world.artwork import FAMILIES
 from efface.world.learning import progress_of, write_json
 from efface.world.measure_judge import share
-from efface.world.scenes import at_judge_size
 from efface.world.sheet import grid
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def check(
     objects = [c["name"] for c in model.concepts if c["kind"] == "object"]
     styles = [c["name"] for c in model.concepts if c["kind"] == "style"]
     asked = questions(objects, styles, counts) + of_gold(model.folder, objects, counts.withheld)
-    pictures = at_judge_size(drawn(model, [(q.prompt, q.seed) for q in asked], work))
+    pictures = sized(drawn(model, [(q.prompt, q.seed) for q in asked], work))
     verdicts = [judge.look(pictures) for judge in judges]
     hits = [
         np.asarray([_right(q, row, [*j.objects, *j.styles]) for q, row in zip(asked, v.hits, strict=True)])
@@ -218,7 +218,7 @@ def _distance(
         return {"fid": None, "kid": None, "why": str(error)}
     generator = torch.Generator().manual_seed(FIRST_SEED)
     parts = [stage.draw(n, generator, two=0.0).images.numpy() for n in _portions(counts.rendered)]
-    rendered = judge.look(at_judge_size(np.concatenate(parts))).features[:, :-2]
+    rendered = judge.look(np.concatenate(parts)).features[:, :-2]
     found = features[:, :-2]
     return {
         "fid": round(distances.frechet(found, rendered), 4), "kid": round(distances.kid(found, rendered), 6),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from efface import world
-from efface.judges import Judge
+from efface.judges import Judge, sized
 from efface.judges import garbage as detector
 from efface.judges import world as reporting
 from efface.judges.garbage import RATE, STATISTICS, Garbage, deviation, fit, statistics
@@ -22,7 +22,7 @@ from efface.world.learning import DONE, Go, Part, write_json
 from efface.world.measure_drawings import add_to_card
 from efface.world.measure_drawings import measure as measure_drawings
 from efface.world.measure_judge import crisp, share, soft
-from efface.world.scenes import BACKGROUNDS, at_judge_size, to_uint8
+from efface.world.scenes import BACKGROUNDS, to_uint8
 from efface.world.sizes import MICRO
 from efface.world.train_judge import Source
 
@@ -42,7 +42,7 @@ def corrupted(images: np.ndarray, vae: Any | None, seed: int = 5) -> dict[str, n
             shape = (len(images), vae.config.latent_channels, side, side)
             latents = torch.randn(shape, generator=generator) / vae.config.scaling_factor
             decoded = torch.cat([vae.decode(part).sample for part in latents.split(16)])
-        made["VAE decode of a random latent"] = at_judge_size(to_uint8(decoded / 2 + 0.5).numpy())
+        made["VAE decode of a random latent"] = sized(to_uint8(decoded / 2 + 0.5).numpy())
     return made
 
 
@@ -137,7 +137,7 @@ def fitted(name: str, judge: Judge, scenes: Source, go: Go) -> tuple[Garbage, di
     plain = 4 if len(objects) > 100 else 16
     asked = [(f"a {thing}", k) for k in range(plain) for thing in objects]
     asked += [(f"a {thing} in {style} style", 100 + k) for k, style in enumerate(families) for thing in objects]
-    pictures = at_judge_size(drawn(model, asked, go.work))
+    pictures = sized(drawn(model, asked, go.work))
     if name == "mini":
         add_to_card(scenes.home.parent / "reporting", measure_drawings(judge, pictures, [p for p, _ in asked]))
     vae = model.part("vae")
@@ -150,7 +150,7 @@ def fitted(name: str, judge: Judge, scenes: Source, go: Go) -> tuple[Garbage, di
         crispy = crisp(scenes, 901, 1, 0).images.numpy()
     controls = {"renders through the VAE": held} | ({} if crispy is None else {"crisp renders": crispy})
     some = asked[:: max(1, len(asked) // 200)][:200]
-    halves = at_judge_size(unfinished(model, [p for p, _ in some], [s for _, s in some]))
+    halves = sized(unfinished(model, [p for p, _ in some], [s for _, s in some]))
     return fit_and_measure(judge, pictures, extra, vae, controls, {"denoised for 40 % of the steps": halves})
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -136,9 +135,3 @@ class Stage:
 def to_uint8(canvas: torch.Tensor) -> torch.Tensor:
     """(n, 3, h, w) in [0, 1] to uint8 (n, h, w, 3)."""
     return (canvas.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def at_judge_size(images: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """Small pictures with every pixel repeated up to the side that judges look at; others as they are."""
-    times = max(1, size // images.shape[1])
-    return images.repeat(times, 1).repeat(times, 2)

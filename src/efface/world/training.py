@@ -91,7 +91,7 @@ def course(target: str, without: Sequence[str] = (), bundle: Path | None = None)
         if without:
             raise BadRequest("judges know every concept; --without is for micro and mini")
         home = cache_folder() / "train" / "judges"
-        made = tuple((name, name) for name in ("reporting", "selection", "garbage", "garbage-micro"))
+        made = (("reporting", "judge"), ("garbage", "judge"), ("selection", "selection"), ("garbage-micro", "micro"))
         return Course(target, home, judge_parts(home, sprites), lambda part: None, made)
     chosen = size(target)
     return model_course(chosen, Withheld.parse(without, chosen), sprites)
@@ -205,11 +205,15 @@ def _unets(size: Size, home: Path, own: Path, withheld: Withheld) -> tuple[Part,
     return tuple(part(number, phase) for number, phase in enumerate(size.unet_phases))
 
 
-def copy_out(made: Path, target: Path, overwrite: bool) -> Path:
-    """A finished folder to where it shall lie. Raises OutputExists."""
+def copy_out(found: Sequence[tuple[Path, Path]], overwrite: bool) -> list[Path]:
+    """Finished folders to where they shall lie, several into one where they belong together. Raises OutputExists."""
     import shutil
 
-    if target.exists() and not overwrite:
-        raise OutputExists(target)
-    shutil.copytree(made, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(DONE, SETTINGS, "sheet.png", ".*"))
-    return target
+    places = list(dict.fromkeys(place for _, place in found))
+    for place in places:
+        if place.exists() and not overwrite:
+            raise OutputExists(place)
+    own = shutil.ignore_patterns(DONE, SETTINGS, "sheet.png", ".*")
+    for made, place in found:
+        shutil.copytree(made, place, dirs_exist_ok=True, ignore=own)
+    return places
