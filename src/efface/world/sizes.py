@@ -85,13 +85,13 @@ MINI = Size(
     groups=8,
     copies=32,
     text_phase=Phase(2500, 128, 1.5e-3),
-    vae_phase=Phase(3500, 16, 1e-3),
+    vae_phase=Phase(10000, 8, 1e-3),
     unet_phases=(
         Phase(9000, 32, 1e-3, ema=0.999),
         Phase(9000, 32, 8e-4, ema=0.999),
         Phase(6000, 32, 5e-4, ema=0.999),
     ),
-    seconds=(0.45, 0.8, 0.95),
+    seconds=(0.45, 0.45, 0.87),
 )
 
 SIZES = {size.name: size for size in (MICRO, MINI)}
