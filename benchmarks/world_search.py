@@ -2,7 +2,8 @@
 
 Each line of the settings file is one setting as a JSON object, {} for the preset; "keep" may be "none". For each:
 8 images of every target, 60 of other objects, judged, and one file in the output folder, so that a search goes on where
-it was stopped and `--part 0/2` and `--part 1/2` share it between two processes. `--table` prints what is there. The
+it was stopped and `--part 0/2` and `--part 1/2` share it between two processes. Rows of another model, judge, version
+of efface or number of steps lie in another folder and are never mixed in. `--table` prints what is there. The
 keep list holds names of the report half; report seeds and names are for the figures that are quoted, not for this.
 """
 
@@ -59,6 +60,8 @@ def shown(judge: Any, images: np.ndarray, targets: list[str], others: list[str])
 
 def table(rows: list[dict[str, Any]]) -> str:
     fine, refused = [r for r in rows if "each" in r], [r for r in rows if "each" not in r]
+    if not fine:
+        return "nothing was drawn yet with this model, judge, version and number of steps"
     count = IMAGES * len(fine[0]["each"])
     lines = [f"| setting | targets ({count}) | others ({OTHERS}) | worst targets of {IMAGES} |", "|---|---|---|---|"]
     for row in sorted(fine, key=lambda r: (r["key"] != "base", -r["others"], r["targets"])):
@@ -78,14 +81,15 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     prepare()
-    folder: Path = options.out / options.method
+    model, judge = efface.load("mini", "cpu"), reporting.load()
+    drawn = key_of(steps=options.steps, model=model.identity, judge=judge.version, efface=efface.__version__)
+    folder: Path = options.out / options.method / drawn[:12]
     if options.table:
         print(table([json.loads(f.read_text()) for f in sorted(folder.glob("*.json"))]))
         return
     file = options.settings or Path(__file__).parent / "settings" / f"{options.method}.jsonl"
     asked = ["base", *(line for line in file.read_text().splitlines() if line.strip())]
     part, parts = map(int, options.part.split("/"))
-    model, judge = efface.load("mini", "cpu"), reporting.load()
     targets, others, keep = names()
     for number, line in enumerate(asked):
         out = folder / f"{key_of(setting=line)[:12]}.json"

@@ -48,7 +48,7 @@ class Objective(Protocol):
         ...
 
     def state(self) -> State:
-        """What `load` needs to go on after the update just made."""
+        """What `load` needs to go on after the update just made, of all processes together (`Team.gather`)."""
         ...
 
     def load(self, state: State) -> None: ...
@@ -277,8 +277,16 @@ class Team:
             raise BadRequest(f"batch {batch} cannot be shared by {self.size} processes; make it a multiple of that")
         return slice(self.rank * batch // self.size, (self.rank + 1) * batch // self.size)
 
+    def device(self, name: str) -> str:
+        """A device as named; "cuda" is the one of this process where there are several."""
+        return name if self.size == 1 or name != "cuda" else str(self._accelerator.device)
+
     def mean(self, tensor: Tensor) -> Tensor:
         return tensor if self.size == 1 else self._accelerator.reduce(tensor, reduction="mean")
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, in the order of `share`. Every process has to call it."""
+        return tensor if self.size == 1 else self._accelerator.gather(tensor.contiguous())
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -298,24 +306,26 @@ def train(
     """Make the updates, one a yield; at every yield the model is as it was before.
 
     optimiser: over `net.parameters`. about: plain data that decides the result; a saved state of another run is refused
-    and the field named. The state is saved when cancelled and, where `work` has a folder, after `every` updates; what
-    it resumes to is bit-equal to the uninterrupted run. Raises Cancelled, BadRequest, EffaceError for a loss that is
-    not finite.
+    and the field named, as is one of another number of processes. The state is saved when cancelled and, where `work`
+    has a folder, after `every` updates; what it resumes to is bit-equal to the uninterrupted run. Raises Cancelled,
+    BadRequest, EffaceError for a loss that is not finite.
     """
     team = team or Team()
+    about = about | {"processes": team.size}
+    writes = not work.folder or not team.rank  # one file for all, or each its own memory
     first = _restore(net, objective, optimiser, work, about)
-    done = first
+    done, own = first, objective.state()
     try:
         for index in work.progress(range(first, updates), "updates"):
             with torch.inference_mode(False), net:
                 update = _update(net, objective, optimiser, index, team)
-            done = index + 1
+            done, own = index + 1, objective.state()  # now, as not all may be there when one is cancelled
             yield update
-            if work.folder and done % every == 0 and not team.rank:
-                work.save(_state(net, objective, optimiser, done, about))
+            if work.folder and done % every == 0 and writes:
+                work.save(_state(net, own, optimiser, done, about))
     except Cancelled:
-        if not team.rank:
-            work.save(_state(net, objective, optimiser, done, about))
+        if writes:
+            work.save(_state(net, own, optimiser, done, about))
         raise
 
 
@@ -342,8 +352,8 @@ def _update(net: Net, objective: Objective, optimiser: torch.optim.Optimizer, in
 # --- saved state -----------------------------------------------------------------------------------------------------
 
 
-def _state(net: Net, objective: Objective, optimiser: torch.optim.Optimizer, done: int, about: dict[str, Any]) -> State:
-    """Everything that the next update depends on, as tensors."""
+def _state(net: Net, own: State, optimiser: torch.optim.Optimizer, done: int, about: dict[str, Any]) -> State:
+    """Everything that the next update depends on, as tensors; `own`: the objective's."""
     text = json.dumps(about, sort_keys=True).encode()
     state = {
         "about": torch.tensor(list(text), dtype=torch.uint8),
@@ -354,7 +364,7 @@ def _state(net: Net, objective: Objective, optimiser: torch.optim.Optimizer, don
         for key, value in optimiser.state[parameter].items():
             if value is not None:
                 state[f"optimiser/{name}/{key}"] = torch.as_tensor(value)
-    return state | {f"objective/{k}": v for k, v in objective.state().items()}
+    return state | {f"objective/{k}": v for k, v in own.items()}
 
 
 def _restore(
@@ -383,7 +393,7 @@ def _restore(
 
 def _check_about(state: State, about: dict[str, Any]) -> None:
     text = bytes(state["about"].tolist()).decode() if "about" in state else "{}"
-    before, now = json.loads(text), json.loads(json.dumps(about, sort_keys=True))
+    before, now = {"processes": 1} | json.loads(text), json.loads(json.dumps(about, sort_keys=True))
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             raise BadRequest(

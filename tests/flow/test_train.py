@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 import efface
-from conftest import all_bits, make_pipe
+from conftest import REFERENCE, all_bits, make_pipe
 from efface.errors import BadRequest, Cancelled, EffaceError, NothingChanged, WrongFile
 from efface.model import Model
 from efface.patch import Dense, LowRank, Patch
@@ -331,6 +334,97 @@ def test_a_batch_is_shared_evenly_or_refused() -> None:
         Team(2, 0).share(1)
     alone = torch.ones(2)
     assert Team(1, 0).mean(alone) is alone
+
+
+class Exchange:
+    """In place of accelerate, for two threads that stand for two processes."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor | None] = [None, None]
+        self.barrier = threading.Barrier(2, timeout=120)
+        self.local = threading.local()
+
+    def team(self) -> Team:
+        made = Team(2, self.local.rank)
+        made.__dict__["_accelerator"] = self
+        return made
+
+    def both(self, run: Callable[[int], Any]) -> list[Any]:
+        """What run(rank) answers in each of the two."""
+
+        def one(rank: int) -> Any:
+            self.local.rank = rank
+            return run(rank)
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, range(2)))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        self.parts[self.local.rank] = tensor
+        self.barrier.wait()
+        found = torch.cat([p for p in self.parts if p is not None])
+        self.barrier.wait()
+        return found
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        return self.gather(tensor[None]).mean(0)
+
+
+class StopsBefore(Work):
+    """Is cancelled before update n, once."""
+
+    n = -1
+
+    def progress(self, items: Any, label: str, total: int | None = None) -> Any:
+        for item in super().progress(items, label, total):
+            if label == "updates" and item == self.n:
+                self.cancel()
+                self.check()
+            yield item
+
+
+@pytest.mark.parametrize("kept", ["file", "memory"])
+def test_two_processes_stopped_and_resumed_go_on_with_their_own_share(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3.7-17: two trajectories of one batch, stopped between two steps of a pass."""
+    exchange, folder = Exchange(), tmp_path if kept == "file" else None
+    monkeypatch.setattr("efface.methods.kscu.Team", exchange.team)
+    models = [efface.load(make_pipe()) for _ in range(2)]
+    settings: dict[str, Any] = {"method": "kscu", "preset": "code", "updates": 3, "steps": 6, "first_step": 3}
+    settings |= {"scope": "xattn", "batch": 2, "learning_rate": 1e-3}
+
+    def erased(rank: int, work: Work) -> dict[str, Tensor] | None:
+        try:
+            patch = efface.erase(models[rank], ["dog"], work=work, **settings)
+        except Cancelled:
+            return None
+        return {e.site: e.change for e in patch.edits if isinstance(e, Dense)}
+
+    whole = exchange.both(lambda rank: erased(rank, Work()))
+    works = [StopsBefore(0, folder) for _ in range(2)]
+    for work in works:
+        work.n = 2
+    assert exchange.both(lambda rank: erased(rank, works[rank])) == [None, None]
+    for work in works:
+        work.n, work.cancelled = -1, False
+    for found in exchange.both(lambda rank: erased(rank, works[rank])):
+        assert found.keys() == whole[0].keys()
+        assert all(found[s].equal(w) for s, w in whole[0].items())
+    assert all(whole[1][s].equal(w) for s, w in whole[0].items())
+    monkeypatch.setattr("efface.methods.kscu.Team", lambda: Team(1, 0))
+    with pytest.raises(BadRequest, match="'processes' is 2, not 1"):
+        erased(0, works[0])
+
+
+def test_each_of_several_processes_computes_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(Team, "_accelerator", SimpleNamespace(device=torch.device("cuda", 1)))
+    assert efface.load(REFERENCE, "cuda").device == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert efface.load(REFERENCE, "cuda").device == torch.device("cuda", 1)
+    assert efface.load(REFERENCE, "cuda:0").device == torch.device("cuda", 0)
+    assert efface.load(REFERENCE, "cpu").device == torch.device("cpu")
 
 
 SCRIPT = """

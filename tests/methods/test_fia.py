@@ -21,6 +21,7 @@ from efface.methods.fia import FIA, PRESETS
 from efface.model import Model
 from efface.numerics.saliency import column_norms, cosine_energy
 from efface.patch import Mask, Patch
+from efface.prompts import load
 from efface.registry import resolve
 from efface.request import Request
 from efface.run import EffaceWarning, plan
@@ -133,6 +134,28 @@ def test_a_hard_concept_takes_another_share(tiny: Model) -> None:
     assert all(bool((masks(plain)[s] <= masks(hard)[s]).all()) for s in masks(plain))
     assert hard.recipe["numbers"]["pruned"] > 1.5 * plain.recipe["numbers"]["pruned"]
     assert same(plain, fia(tiny, hard="cat", r2_hard=0.12))
+
+
+def test_a_hard_concept_is_known_by_every_name_it_has(tiny: Model) -> None:
+    def shares(*concepts: Any, preset: str = "code", **settings: Any) -> list[float]:
+        made = plan(tiny, concepts, method="fia", preset=preset, **settings)
+        assert isinstance(made.method, FIA)
+        return list(made.method._ratios(made.request).values())
+
+    painters = [c["name"] for c in load("artists-5")["classes"]]
+    assert "Vincent van Gogh" in painters
+    for preset in ("code", "paper"):
+        own = {n: shares(efface.Concept(n, "style"), preset=preset) for n in (*painters, "Van Gogh", "Van Gogh style")}
+        assert {n for n, r2 in own.items() if r2 == [0.03]} == {"Vincent van Gogh", "Van Gogh", "Van Gogh style"}
+    assert shares(efface.Concept("a hound", synonyms=("dog",)), "cat", hard="Dog") == [0.03, 0.007]
+
+
+@pytest.mark.parametrize("score", ["cosine", "norm"])
+def test_one_base_prompt_has_no_spread(score: str, tiny: Model) -> None:
+    """2.9-7: then the concept has to exceed that prompt alone."""
+    patch = fia(tiny, prompts=1, base="plain", score=score)
+    assert masks(patch)
+    assert same(patch, fia(tiny, prompts=1, base="plain", score=score, keep_steps=True))
 
 
 def test_much_pruning_is_told(tiny: Model) -> None:
@@ -360,7 +383,7 @@ def test_presets_by_kind_hold_the_published_settings() -> None:
 
     objects, styles = settled("paper", "dog"), settled("paper", "x style")
     assert (objects.r1, objects.r2, objects.alpha, objects.r2_hard) == (0.05, 0.007, 0.6, 0.03)
-    assert (styles.r2, styles.alpha, styles.hard) == (0.02, 0.8, "Van Gogh")
+    assert (styles.r2, styles.alpha, styles.hard) == (0.02, 0.8, "Van Gogh; Vincent van Gogh")
     assert (objects.score, objects.scale, objects.counting, objects.prompts) == ("cosine", "raw", "exact", 5)
     world = [settled("world", *c) for c in (["dog"], ["x style"], ["dog", "x style"])]
     assert [(w.base, w.alpha, w.saliency_steps, w.inference_steps) for w in world] == [

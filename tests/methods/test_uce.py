@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from safetensors.torch import load_file
 
 import efface
 from conftest import REFERENCE, make_pipe
-from efface.errors import BadRequest, NothingChanged
+from efface.errors import BadRequest, NothingChanged, WrongFile
+from efface.evidence import gather
 from efface.methods.uce import UCE
-from efface.model import Model
+from efface.model import Encoded, Model
 from efface.patch import Dense, Operator, Patch
 from efface.registry import resolve
 from efface.request import Concept, Request
+from efface.run import plan, solve
+from efface.work import Work
 
 CASES = Path(REFERENCE).parent
 
@@ -170,3 +174,64 @@ def test_the_recipe_states_condition_residual_and_rank(reference: Model) -> None
     assert numbers["rank"] == numbers["constraints"] == 2
     assert numbers["condition"] > 1
     assert numbers["residual"] < 1e-9
+
+
+def test_more_rows_than_directions_are_stored_as_one_operator_of_the_texts_width(reference: Model) -> None:
+    """Six texts of 23 rows a concept: two factors of as many columns would be larger than the operator itself."""
+    made = plan(reference, ["dog=cat", "fire engine="], ["a house"], "uce", "efface")
+    patch, width = solve(made), reference.card.streams[0].width
+    (edit,), numbers = patch.edits, patch.recipe["numbers"]
+    assert isinstance(edit, Operator)
+    assert edit.left.shape == edit.right.shape == (width, numbers["rank"])
+    assert numbers["rank"] <= width < numbers["constraints"]
+    rows, guides, weights, _, erased = made.method._constraints(gather(reference, made.needs, Work()), made.request)
+    assert int(erased.sum()) > 2 * width
+    weighed = weights[:, None] * rows
+    system = rows.T @ weighed + 0.1 * torch.eye(width, dtype=torch.float64)
+    wanted = torch.linalg.solve(system, weighed.T @ (guides - rows)).T
+    assert relative(edit.left.double() @ edit.right.double().T, wanted) <= 1e-5
+
+
+def test_templates_of_a_style_take_its_bare_name_and_that_of_its_anchor(reference: Model) -> None:
+    texts = plan(reference, ["noto style=flat style"], ["cat"], "uce", "efface").needs.texts
+    assert {"noto style", "flat style", "painting by noto", "painting by flat", "style of noto"} <= set(texts)
+    assert not [t for t in texts if t.endswith("style") and t.count(" ") > 1]
+    assert "photo of fire engine" in plan(reference, ["fire engine"], [], "uce", "efface").needs.texts
+
+
+def test_a_sensitive_concept_takes_complete_prompts_from_the_users_file_and_no_template(
+    reference: Model, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red house\n\na dog on a boat\n")
+    for preset in ("code", "paper", "efface", "world"):
+        made = plan(reference, ["sensitive:hazard", "dog"], [], "uce", preset, expand=False, prompt_file=str(file))
+        assert set(made.needs.texts) == {"", "a red house", "a dog on a boat", "dog"}
+        with pytest.raises(BadRequest, match="prompt_file=FILE"):
+            plan(reference, ["sensitive:hazard"], [], "uce", preset)
+        with pytest.raises(BadRequest, match="'prompt_file' of UCE"):
+            plan(reference, ["dog"], [], "uce", preset, prompt_file=str(file))
+    alone = plan(reference, ["sensitive:hazard"], [], "uce", "efface", prompt_file=str(file))
+    assert set(alone.needs.texts) == {"", "a red house", "a dog on a boat"}
+    assert solve(alone).edits
+
+
+def test_what_the_numbers_cannot_solve_is_refused_with_a_cure(
+    reference: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadRequest, match=r"zero target.*another anchor"):
+        erase(reference, Concept(CAFE, anchor=CAFE_TOO), technique="tensor")
+    with monkeypatch.context() as patched:
+        patched.setattr("efface.numerics.ridge.RESIDUAL_LIMIT", -1.0)
+        with pytest.raises(BadRequest, match="raise lam"):
+            erase(reference, "dog")
+    encode = Model.encode
+
+    def broken(self: Model, texts: list[str], rows: str = "all") -> list[Encoded]:
+        scale = {"cat": float("nan")}
+        return [dataclasses.replace(e, rows=e.rows * scale.get(e.text, 1.0)) for e in encode(self, texts, rows)]
+
+    monkeypatch.setattr(Model, "encode", broken)
+    for concept, keep in (("cat", ()), ("dog=cat", ()), ("dog", ("cat",))):
+        with pytest.raises(WrongFile, match=r"NaN.*'cat'"):
+            erase(reference, concept, keep=keep)

@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from efface.numerics.geometry import (
-    bures_squared,
     bures_step,
     combine,
     energy_angle_blend,
     entropy_rollback,
     row_prox,
-    row_prox_exact,
 )
 
 D, LP, MU = 24, 0.9, 0.4
@@ -42,6 +40,12 @@ def square_root(S: Tensor) -> Tensor:
 def row_objective(w: Tensor, a: Tensor, w0: Tensor, lp: float, mu: float) -> Tensor:
     distance = (w * w).sum(-1) + (w0 * w0).sum(-1) - 2 * (w * w0).sum(-1).abs()
     return lp * ((w - a) ** 2).sum(-1) + mu * distance
+
+
+def row_minimiser(a: Tensor, w0: Tensor, lp: float, mu: float) -> Tensor:
+    """Where `row_objective` is least: an average with w0 on the side of a."""
+    side = torch.where((a * w0).sum(1, keepdim=True) < 0, -1.0, 1.0).to(a)
+    return (lp * a + mu * side * w0) / (lp + mu)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 5])
@@ -83,8 +87,7 @@ def test_row_iteration_is_the_one_written_with_unit_vectors() -> None:
 def test_exact_row_step_is_never_above_the_iteration(seed: int, lp: float, mu: float) -> None:
     """1.11-17."""
     a, w0 = randn(40, 6, seed=seed), randn(40, 6, seed=seed + 1)
-    p, q = row_prox_exact(a, w0, lp, mu)
-    exact = row_objective(combine(p, a, q, w0), a, w0, lp, mu)
+    exact = row_objective(row_minimiser(a, w0, lp, mu), a, w0, lp, mu)
     iterated = row_objective(pulled(a, w0, lp, mu), a, w0, lp, mu)
     assert bool((exact <= iterated * (1 + 1e-12)).all())
     assert bool((exact < 0.999 * iterated).any())
@@ -93,8 +96,7 @@ def test_exact_row_step_is_never_above_the_iteration(seed: int, lp: float, mu: f
 def test_no_perturbation_betters_the_exact_row_step() -> None:
     """1.11-17."""
     a, w0 = randn(5, D), randn(5, D, seed=1)
-    p, q = row_prox_exact(a, w0, LP, MU)
-    w = combine(p, a, q, w0)
+    w = row_minimiser(a, w0, LP, MU)
     nearby = w + 1e-3 * randn(1000, 5, D, seed=2)
     assert bool((row_objective(nearby, a, w0, LP, MU) > row_objective(w, a, w0, LP, MU)).all())
     iterated = pulled(a, w0)
@@ -136,10 +138,8 @@ def test_full_step_is_the_geodesic_point_at_the_least_distance(t: float) -> None
     mix = (1 - t) * torch.eye(7, dtype=torch.float64) + t * T
     assert relative(found @ found.T, mix @ S @ mix.T) <= 1e-9
     assert relative(found, mix @ W) <= 1e-9
-    distance = float(bures_squared(W, W0).sqrt())
+    distance = float((W**2).sum() + (W0**2).sum() - 2 * torch.linalg.svdvals(W0.T @ W).sum()) ** 0.5
     assert float(torch.linalg.norm(found - W)) == pytest.approx(t * distance, rel=1e-9)
-    nuclear = torch.linalg.svdvals(W0.T @ W).sum()
-    assert distance**2 == pytest.approx(float((W**2).sum() + (W0**2).sum() - 2 * nuclear), rel=1e-9)
 
 
 @pytest.mark.parametrize("o", [7, 24, 40])
@@ -150,8 +150,6 @@ def test_full_step_runs_from_the_edit_to_the_original_covariance(o: int) -> None
     end = bures_step(W, W0, 1.0, rtol=1e-12)
     assert relative(end @ end.T, W0 @ W0.T) <= 1e-9
     assert relative(bures_step(W, W0, 0.5, rtol=1e-12) @ W.T, W0 @ W0.T) > 1e-2
-    assert float(bures_squared(W0, W0)) <= 1e-12 * float((W0**2).sum())
-    assert float(bures_squared(W, W0)) > 1
 
 
 @pytest.mark.parametrize("o", [7, 24, 40])

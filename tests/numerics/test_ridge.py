@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from efface.numerics.ridge import Ridge, kept_blocks, ridge_operator, tensor_delta, tensor_targets
 
@@ -201,10 +204,10 @@ def test_operators_add_up_only_for_orthogonal_groups() -> None:
         assert error <= 1e-11 if additive else error > 1e-3
 
 
-@pytest.mark.parametrize("n", [12, 70])
-def test_reported_residual_and_condition_are_those_of_the_factors(n: int) -> None:
+@pytest.mark.parametrize(("n", "erased"), [(12, 6), (70, 6), (70, 60)])
+def test_reported_residual_and_condition_are_those_of_the_factors(n: int, erased: int) -> None:
     """2.P-10."""
-    X, G, a = problem(n, 6)
+    X, G, a = problem(n, erased)
     ridge = ridge_operator(X, G, a, 0.5)
     gram = X.T @ (a[:, None] * X) + 0.5 * torch.eye(D, dtype=torch.float64)
     assert ridge.condition == pytest.approx(float(torch.linalg.cond(gram)), rel=1e-9)
@@ -212,6 +215,29 @@ def test_reported_residual_and_condition_are_those_of_the_factors(n: int) -> Non
     assert abs(ridge.residual - relative(ridge.operator() @ gram, wanted)) <= 1e-14
     assert ridge.residual < 1e-12
     assert ridge.solver == "cholesky"
+
+
+class Largest(TorchDispatchMode):
+    """Sees the size of every tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            self.size = max(self.size, one.numel()) if isinstance(one, Tensor) else self.size
+        return out
+
+
+@pytest.mark.parametrize("erased", [5, 900])
+def test_memory_grows_with_the_rows_and_not_with_their_square(erased: int) -> None:
+    """Many texts of many rows are more constraints than directions."""
+    X, G, a = problem(1000, erased)
+    with Largest() as largest:
+        ridge = ridge_operator(X, G, a, 0.5)
+    assert 1000 * D <= largest.size <= 1000 * (2 * D + 2)
+    assert ridge.thin == (erased <= D)
+    assert relative(ridge.operator(), definition(X, G, a, 0.5)) <= 1e-11
 
 
 def known_spectrum(n: int, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,8 +11,6 @@ from torch import Tensor
 from efface.numerics.ridge import ridge_operator
 from efface.numerics.rows import (
     aligned_guide_index,
-    all_rows,
-    content_rows,
     content_to_end,
     last_index,
     last_row,
@@ -36,14 +34,12 @@ def numbers(rows: Tensor) -> list[int]:
 @given(counts)
 def test_each_rule_takes_the_rows_it_names(n: int) -> None:
     assert numbers(last_row(text(), n)) == [n]  # for an empty text that is BOS
-    assert numbers(content_rows(text(), n)) == list(range(1, n + 1))
     assert numbers(content_to_end(text())) == list(range(1, L))
-    assert numbers(all_rows(text())) == list(range(L))
 
 
 def test_encoders_without_bos_start_at_row_zero() -> None:
     assert [last_index(n, bos=False) for n in (0, 1, 3)] == [0, 0, 2]
-    assert numbers(content_rows(text(), 2, bos=False)) == [0, 1]
+    assert numbers(last_row(text(), 2, bos=False)) == [1]
 
 
 @given(counts, counts)
@@ -80,7 +76,7 @@ def test_aligned_guides_have_the_role_of_their_row(n_o: int, n_g: int) -> None:
     assert index[n_o:] == sorted(index[n_o:])
 
 
-@pytest.mark.parametrize("call", [lambda: last_row(text(), L), lambda: content_rows(text(), L), lambda: last_index(-1)])
+@pytest.mark.parametrize("call", [lambda: last_row(text(), L), lambda: last_index(-1)])
 def test_counts_past_the_text_are_refused(call) -> None:
     with pytest.raises(ValueError, match=r"content|end"):
         call()

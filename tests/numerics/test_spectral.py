@@ -14,7 +14,9 @@ from efface.numerics.spectral import (
     Gate,
     Pairs,
     Shared,
+    factors,
     gate_values,
+    gram_of,
     low_rank,
     pair_rows,
     penalised,
@@ -23,8 +25,6 @@ from efface.numerics.spectral import (
     residual_term,
     right_side,
     shared_factor,
-    solve_site,
-    spectral_term,
     target,
     weighted,
 )
@@ -59,6 +59,19 @@ def stream(context: list[Tensor], lam: float = LAM, gate: Gate | None = None, co
 def gram(context: list[Tensor], lam: float = LAM, concept_gram: bool = True) -> Tensor:
     C, X = torch.stack([x[0] for x in context]), torch.cat(context)
     return lam * torch.eye(D, dtype=torch.float64) + float(concept_gram) * C.T @ C + ETA * X.T @ X
+
+
+def spectral_term(concepts: Tensor, strength: float, gate: Gate) -> Tensor:
+    """R = strength U diag(pen) U^T, (d, d)."""
+    U, weight = penalised(concepts, gate)
+    return (U * (strength * weight)) @ U.T
+
+
+def solve_site(
+    W0: Tensor, shared: Shared, V: Tensor, mu: float = 0.0, a: Tensor | None = None, **more: Tensor
+) -> Tensor:
+    """The edited weight of one site before any geometry."""
+    return shared.solve(right_side(W0, V, shared.lam + mu, **more), mu, a)
 
 
 def projector(context: list[Tensor]) -> Tensor:
@@ -334,8 +347,11 @@ def test_kept_rows_hold_their_outputs() -> None:
     V = target(W0, pair_rows(context, guide), torch.ones(7, 1, dtype=torch.float64), 1.0)
     moved = []
     for weight in (0.0, 1.0, 1e6):
-        shared = shared_factor(torch.cat([X, kept]), torch.tensor([1.0] * len(X) + [weight] * 2), LAM, C)
-        W = solve_site(W0, shared, V, kept=weight * kept.T @ kept)
+        rows = gram_of([(kept[:1].float(), weight), (kept[1:], weight)])
+        assert relative(rows + C.T @ C, weight * kept.T @ kept + C.T @ C) <= 1e-6
+        W = solve_site(W0, shared_factor(X, torch.ones(len(X)), LAM, C, None, rows), V, kept=rows)
+        stacked = shared_factor(torch.cat([X, kept]), torch.tensor([1.0] * len(X) + [weight] * 2), LAM, C)
+        assert relative(W, solve_site(W0, stacked, V, kept=weight * kept.T @ kept)) <= 1e-6
         moved.append(relative(kept @ W.T, kept @ W0.T))
     assert moved == sorted(moved, reverse=True)
     assert moved[2] < 1e-4 < moved[0]
@@ -428,3 +444,12 @@ def test_the_right_side_holds_anchor_target_and_kept_rows() -> None:
     W0, V, kept = randn(7, D), randn(7, D, seed=1), randn(D, D, seed=2)
     assert torch.equal(right_side(W0, V, 0.0), V)
     assert relative(right_side(W0, V, 0.7, kept), 0.7 * W0 + V + W0 @ kept) <= 1e-14
+
+
+def test_an_operator_is_stored_by_its_rank_or_whole() -> None:
+    low, full = randn(D, 3) @ randn(3, D, seed=1), randn(D, D)
+    for S, rank in ((low, 3), (full, D)):
+        left, right = factors(S)
+        assert left.shape == right.shape == (D, rank)
+        assert relative(left @ right.T, S) <= 1e-6
+    assert torch.equal(factors(full)[0], full)

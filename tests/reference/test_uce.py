@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from efface.numerics.ridge import Ridge, ridge_operator, tensor_delta
-from efface.numerics.rows import all_rows, tail_pairs
+from efface.numerics.rows import tail_pairs
 
 from .conftest import Case, original_weights, relative
 
@@ -35,7 +35,7 @@ def constraints_of_2023(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         X, G = tail_pairs(by_text[pair["concept"]], starts[0], by_text[pair["guide"]], starts[1])
         assert len(X) == pair["concept_rows"][1] - starts[0]
         blocks.append((X, G, p["erase_scale"], k))
-    blocks += [(X, X, p["preserve_scale"], -1) for X in (all_rows(by_text[t]) for t in p["retain_texts"])]
+    blocks += [(X, X, p["preserve_scale"], -1) for X in (by_text[t] for t in p["retain_texts"])]
     rows, guides = torch.cat([b[0] for b in blocks]), torch.cat([b[1] for b in blocks])
     weights = torch.cat([torch.full((len(b[0]),), b[2], dtype=torch.float64) for b in blocks])
     group = torch.cat([torch.full((len(b[0]),), b[3]) for b in blocks])

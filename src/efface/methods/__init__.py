@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from efface.errors import BadRequest
+from efface.errors import BadRequest, WrongFile
+from efface.request import read_lines
 
 if TYPE_CHECKING:
     from efface.evidence import Evidence
-    from efface.model import Model
+    from efface.model import Encoded, Model
     from efface.needs import Needs
     from efface.patch import Patch
     from efface.request import Request
     from efface.sites import Card
     from efface.work import Work
 
-__all__ = ["Method", "require"]
+__all__ = ["Method", "complete_prompts", "finite", "require"]
 
 
 class Method(Protocol):
@@ -42,3 +43,29 @@ def require(method: Any, positive: tuple[str, ...] = (), not_negative: tuple[str
             continue
         if not (0 < value < math.inf or (value == 0 and field in not_negative)):
             raise BadRequest(f"setting {field!r} of {type(method).__name__} must be {least}, got {value}")
+
+
+def complete_prompts(method: Any, request: Request) -> list[str]:
+    """What the one concept of kind sensitive stands for: the lines of setting `prompt_file`; [] without such a concept.
+
+    No template is filled in for that kind. Raises BadRequest when kind and file do not come together, WrongFile.
+    """
+    name, sensitive = type(method).__name__, sum(c.kind == "sensitive" for c in request.concepts)
+    if sensitive > 1 or (sensitive and not method.prompt_file):
+        raise BadRequest(
+            "kind 'sensitive' expands no template: one concept a request, and its complete prompts come from your "
+            "own file; write --set prompt_file=FILE with one prompt a line"
+        )
+    if method.prompt_file and not sensitive:
+        raise BadRequest(f"setting 'prompt_file' of {name} serves a concept of kind sensitive; the request has none")
+    lines = read_lines(method.prompt_file) if sensitive else []
+    if sensitive and not lines:
+        raise BadRequest(f"setting 'prompt_file' of {name}: {method.prompt_file} holds no prompt; write one a line")
+    return lines
+
+
+def finite(encoded: Encoded) -> Encoded:
+    """The same text. Raises WrongFile where its rows hold NaN or infinity."""
+    if not bool(encoded.rows.isfinite().all()):
+        raise WrongFile(f"the text encoder makes NaN or infinity of {encoded.text!r}; use an undamaged copy")
+    return encoded

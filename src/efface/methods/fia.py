@@ -44,7 +44,7 @@ _CODE = _EFFACE | {"score": "norm", "row_normalise": True, "counting": "code", "
 # Table 8, which the released configurations repeat; the named concepts are those that the authors found hard.
 _OBJECTS = {"r2": 0.007, "hard": "parachute; golf ball; gas pump"}
 _STYLES = {"r2": 0.02, "alpha": 0.8}
-_PAINTERS = _STYLES | {"hard": "Van Gogh"}
+_PAINTERS = _STYLES | {"hard": "Van Gogh; Vincent van Gogh"}
 PRESETS: dict[str, dict[str, Any]] = {
     "efface": _EFFACE, "efface/style": _STYLES, "efface/person": {"base": "neutral"},
     "paper": _PAPER, "paper/object": _OBJECTS, "paper/style": _PAINTERS,
@@ -68,8 +68,9 @@ class FIA:
     length 1 (code). halves: rows of both halves of guidance "pooled", or "cond" alone. scale: of the mean in Eq. 3,
     divided by its "max" (code) or "raw" (paper). r1, threshold: share of a layer that passes Eq. 3's threshold, "above"
     it or "at" it too. r2, selection: share taken of every row and of the layer; "both", or one "row" / "layer" alone.
-    hard, r2_hard: names (by ;) that take another r2. alpha, counting: a weight in ceil(alpha C) masks stays; "exact"
-    counts at least two and rounds exactly, "code" does neither; alpha "off": none stays. sites: roles, joined by +.
+    hard, r2_hard: names (or synonyms, by ;) that take another r2. alpha, counting: a weight in ceil(alpha C) masks
+    stays; "exact" counts at least two and rounds exactly, "code" does neither; alpha "off": none stays. sites: roles,
+    joined by +.
     saliency_steps: denoiser calls looked at, of a schedule of inference_steps, at this guidance. prompt_set, prompts:
     sentences and how many pairs of them. base: they without the concept ("plain"), with a word for anything
     ("neutral"), or with three objects of other categories ("objects", ours). pairs: a CSV file with complete prompts in
@@ -222,8 +223,8 @@ class FIA:
     def _ratios(self, request: Request) -> dict[str, float]:
         """r2 by concept."""
         hard = {h.strip().casefold() for h in (self.hard or "").split(";")}
-        found = {c.name: {c.name.casefold(), c.label.casefold()} & hard for c in request.concepts}
-        return {name: float((self.r2_hard if is_hard else self.r2) or 0.0) for name, is_hard in found.items()}
+        found = {c.name: {t.casefold() for t in (*c.texts, c.label)} for c in request.concepts}
+        return {name: float((self.r2_hard if own & hard else self.r2) or 0.0) for name, own in found.items()}
 
     def _least(self, concepts: int, rule: saliency.Rule | None = None) -> int:
         if self.alpha == "off":

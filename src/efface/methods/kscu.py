@@ -18,12 +18,11 @@ from torch import Tensor
 
 from efface import prompts
 from efface.errors import BadRequest, NothingChanged
-from efface.methods import require
+from efface.methods import complete_prompts, require
 from efface.needs import Needs
 from efface.numerics import schedules
 from efface.numerics.schedules import KeyStep
 from efface.patch import Patch
-from efface.request import read_lines
 from efface.train import Net, Team, train
 
 if TYPE_CHECKING:
@@ -155,6 +154,7 @@ class KSCU:
     def ask(self, request: Request, card: Card) -> Needs:
         """Texts of concepts, anchors and kept texts, and the empty text; the denoiser is trained."""
         self.sites(card)
+        complete_prompts(self, request)
         texts = {t for c in request.concepts for t in (*self.texts(c, request), self._anchor(c))}
         kept = set(request.kept_texts) if self.keep_weight else set()
         return Needs(texts=tuple(sorted({"", *texts, *kept})), denoiser=True)
@@ -173,16 +173,7 @@ class KSCU:
     def texts(self, concept: Concept, request: Request) -> tuple[str, ...]:
         """What a concept's visits are conditioned on, in turn. Raises BadRequest, WrongFile."""
         if concept.kind == "sensitive":
-            if not self.prompt_file or sum(c.kind == "sensitive" for c in request.concepts) > 1:
-                raise BadRequest(
-                    f"concept {concept.name!r} is sensitive: its complete prompts come from your own file, one concept "
-                    "a request; write --set prompt_file=FILE with one prompt a line"
-                )
-            if lines := tuple(read_lines(self.prompt_file)):
-                return lines
-            raise BadRequest(f"setting 'prompt_file' of KSCU: {self.prompt_file} holds no prompt; write one a line")
-        if self.prompt_file and not any(c.kind == "sensitive" for c in request.concepts):
-            raise BadRequest("setting 'prompt_file' of KSCU serves a concept of kind sensitive; the request has none")
+            return tuple(complete_prompts(self, request))
         forms = ["{}"]
         if self.expand == "sentence":
             forms = prompts.load("kscu")["sentences"]["style" if concept.kind == "style" else "object"]
@@ -312,10 +303,11 @@ class _KeySteps:
         return f"step {entry.step} of {self.method.steps}, concept {self.concepts[entry.concept].name!r}"
 
     def state(self) -> dict[str, Tensor]:
-        return {} if self.latent is None else {"latent": self.latent}
+        return {} if self.latent is None else {"latent": self.team.gather(self.latent)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.latent = state.get("latent")
+        whole = state.get("latent")
+        self.latent = None if whole is None else whole[self.share]
 
     @property
     def _latent(self) -> Tensor:

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from efface import prompts
-from efface.errors import BadRequest, WrongFile
-from efface.methods import require
+from efface.errors import BadRequest
+from efface.methods import complete_prompts, finite, require
 from efface.needs import Needs
 from efface.numerics import geometry, information, spectral
 from efface.numerics.effects import effects, power_of_ten, short
 from efface.numerics.rows import content_to_end, last_row, paired_rows
 from efface.patch import Dense, Edit, LowRank, Operator, Patch
-from efface.request import read_lines
 from efface.work import Work, seed_of
 
 if TYPE_CHECKING:
@@ -161,7 +160,10 @@ class ScaPre:
         """The texts of concepts, anchors and kept texts, and the empty text; no pictures, no denoiser."""
         self._check(request)
         pairs = [t for c in request.concepts for pair in self._pairs(c, request) for t in pair]
-        return Needs(texts=tuple(dict.fromkeys(("", *pairs, *self._kept_texts(request)))))
+        texts = ["", *pairs, *self._kept_texts(request)]
+        if self.anchor == "nearest" and self.expand == "code":  # every kept thing may become an anchor
+            texts += [f.format(t) for t in _kept(request)[0] for f in prompts.load("scapre")["released"]["object"]]
+        return Needs(texts=tuple(dict.fromkeys(texts)))
 
     def _check(self, request: Request) -> None:
         """Raise BadRequest for settings that contradict each other or the request."""
@@ -172,14 +174,7 @@ class ScaPre:
         for concept in request.concepts:
             if concept.anchor is None and self.guide in concept.texts:
                 raise BadRequest(f"setting 'guide' is {self.guide!r}, which is to be erased; name another guide")
-        sensitive = sum(c.kind == "sensitive" for c in request.concepts)
-        if sensitive > 1 or (sensitive and not self.prompt_file):
-            raise BadRequest(
-                "kind 'sensitive' expands no template: one concept a request, and its complete prompts come from your "
-                "own file; write --set prompt_file=FILE with one prompt a line"
-            )
-        if self.prompt_file and not sensitive:
-            raise BadRequest("setting 'prompt_file' of ScaPre serves a concept of kind sensitive; the request has none")
+        complete_prompts(self, request)
 
     def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
         """One operator where nothing depends on the weight, else one change a site, low rank where that is smaller."""
@@ -192,7 +187,7 @@ class ScaPre:
         edits: list[Edit] = []
         numbers = {}
         for site in work.progress(sites, "sites"):
-            weight = model.weight(site).double().cpu()  # (o, d)
+            weight = model.weight(site).cpu().double()  # (o, d)
             new, numbers[site] = context.site(weight, site)
             edits.append(_stored(site, new - weight))
             if isinstance(edits[-1], LowRank):
@@ -216,14 +211,14 @@ class ScaPre:
         """(text, anchor text) of a concept, its synonyms and the sentences around them."""
         anchor = self.guide or "" if concept.anchor is None else concept.anchor
         if concept.kind == "sensitive":
-            if lines := read_lines(self.prompt_file or ""):
-                return [(line, anchor) for line in lines]
-            raise BadRequest(f"setting 'prompt_file' of ScaPre: {self.prompt_file} holds no prompt; write one a line")
+            return [(line, anchor) for line in complete_prompts(self, request)]
         pairs = [(text, anchor) for text in concept.texts]
         if self.expand == "none":
             return pairs
         kind, data = "style" if concept.kind == "style" else "object", prompts.load("scapre")
-        names = [text.removesuffix(" style") if kind == "style" else text for text in concept.texts]
+        names = list(concept.texts)
+        if kind == "style":  # the sentences say "style" themselves
+            names, anchor = [text.removesuffix(" style") for text in names], anchor.removesuffix(" style")
         if self.expand == "code":  # an empty anchor stays the empty text: "image of" alone would itself be a concept
             forms = data["released"][kind]
             return pairs + [(f.format(n), f.format(anchor) if anchor else "") for n in names for f in forms]
@@ -254,7 +249,7 @@ class ScaPre:
         """Texts that keep their outputs, and their weights; a kept thing in all kept styles weighs as one sentence."""
         scale, found = self.keep_scale or 0.0, {"": self.empty_scale or 0.0}
         if self.expand != "sentence":
-            return found | dict.fromkeys(request.kept_texts, scale)
+            return found | dict.fromkeys(sorted(request.kept_texts), scale)
         things, styles = _kept(request)
         for kind, names in (("object", things), ("style", styles)):
             sentences = prompts.load("scapre")["sentences"][kind]
@@ -263,9 +258,10 @@ class ScaPre:
 
 
 def _kept(request: Request) -> tuple[list[str], list[str]]:
-    """Kept things, and the bare names of kept styles."""
-    things = [t for t in request.kept_texts if not t.endswith(" style")]
-    return things, [t.removesuffix(" style") for t in request.kept_texts if t.endswith(" style")]
+    """Kept things, and the bare names of kept styles; sorted, so that the order of the request does not matter."""
+    texts = sorted(request.kept_texts)
+    things = [t for t in texts if not t.endswith(" style")]
+    return things, [t.removesuffix(" style") for t in texts if t.endswith(" style")]
 
 
 class _Context:
@@ -279,7 +275,7 @@ class _Context:
             pairs = method._pairs(concept, request)
             weight = (1 / len(pairs)) ** 0.5 if method.balance else 1.0
             for text, anchor in pairs:
-                own, other = _finite(evidence.text(text)), _finite(evidence.text(anchor))
+                own, other = finite(evidence.text(text)), finite(evidence.text(anchor))
                 x, g, goal = paired_rows(method.rows or "tail", own.rows, own.count - 2, other.rows, other.count - 2)
                 if torch.equal(x, g):
                     raise BadRequest(f"anchor {anchor!r} means the same as {text!r} to this model; name another anchor")
@@ -292,9 +288,10 @@ class _Context:
         self.concepts, self.goals = (torch.stack(v).double() for v in zip(*firsts, strict=True))  # (m, d)
         self.empty = evidence.text("").rows.double()  # (L, d)
         scales = method._kept_texts(request)
-        kept = [_finite(evidence.text(t)) for t in scales]
+        kept = [finite(evidence.text(t)) for t in scales]
         weighed = [(content_to_end(e.rows), w) for e, w in zip(kept, scales.values(), strict=True) if w]
-        self.kept = spectral.weighted(weighed) if weighed else None  # (n, d) and (n,)
+        self.kept_rows = sum(len(rows) for rows, _ in weighed)
+        self.kept_gram = spectral.gram_of(weighed) if weighed else None  # (d, d)
         named = [last_row(e.rows, e.count - 2)[0].double() for e in kept if e.text]
         self.neutral = torch.stack(named) if method.negatives == "keep" and named else self.empty[1]  # EOS
         if method.negatives == "guide":
@@ -308,20 +305,16 @@ class _Context:
         self.probe = torch.randn(self.empty.shape[1], 2, generator=work.rng("residual"), dtype=torch.float64)
 
     def _factor(self) -> None:
-        m, kept = self.method, len(self.kept[0]) if self.kept else 0
+        m = self.method
         blocks: list[tuple[torch.Tensor, float | torch.Tensor]] = [(self.pairs.stacked(), self.eta)]
         if m.concept_gram:
             blocks.append((self.concepts, 1.0))
-        self.kept_gram = None
-        if self.kept:
-            blocks.append(self.kept)
-            self.kept_gram = (self.kept[1][:, None] * self.kept[0]).T @ self.kept[0]  # (d, d)
         if m.spectral and m.form == "paper":  # R has no mu there and is one more Gram matrix
             directions, penalty = spectral.penalised(self.concepts, self.gate)
             blocks.append((directions.T, penalty))
         gate = self.gate if m.spectral and m.form == "large-scale" else None
-        self.shared = spectral.shared_factor(*spectral.weighted(blocks), self.lam, self.concepts, gate)
-        sizes = {"concepts": len(self.concepts), "rows": len(blocks[0][0]), "kept_rows": kept}
+        self.shared = spectral.shared_factor(*spectral.weighted(blocks), self.lam, self.concepts, gate, self.kept_gram)
+        sizes = {"concepts": len(self.concepts), "rows": len(blocks[0][0]), "kept_rows": self.kept_rows}
         self.numbers = self._system(0.0) | sizes
 
     def _system(self, mu: float) -> dict[str, float]:
@@ -406,12 +399,6 @@ class _Context:
         return geometry.energy_angle_blend(new, weight, (1 - e).clamp(0, 1)) if m.blend and e is not None else new
 
 
-def _finite(encoded: Encoded) -> Encoded:
-    if not bool(encoded.rows.isfinite().all()):
-        raise WrongFile(f"the text encoder makes NaN or infinity of {encoded.text!r}; use an undamaged copy")
-    return encoded
-
-
 def _warn(numbers: dict[str, dict[str, float]]) -> None:
     """Say so where the masks tell no channels apart."""
     share = sum(n["saturation"] for n in numbers.values()) / len(numbers)
@@ -435,16 +422,15 @@ def _operator(context: _Context, model: Model, sites: list[str]) -> tuple[Edit, 
     new, shared = context.site(unit, "")
     numbers = {}
     for site in sites:
-        weight = model.weight(site).double().cpu()  # (o, d)
+        weight = model.weight(site).cpu().double()  # (o, d)
         numbers[site] = shared | effects(weight @ new, weight, *context.looked_at)
-    found = spectral.low_rank(new - unit, 1e-6)
-    left, right = (new - unit, unit) if found is None else (found[0], found[1].T)
+    left, right = spectral.factors(new - unit)
     return Operator(stream.name, left.float().contiguous(), right.float().contiguous(), tuple(sites)), numbers
 
 
 def _stored(site: str, delta: torch.Tensor) -> Edit:
     """Low rank where the measured rank is smaller, else dense; float32 either way."""
-    found = spectral.low_rank(delta, 1e-6)
+    found = spectral.low_rank(delta)
     if found is None:
         return Dense(site, delta.float())
     return LowRank(site, found[0].float().contiguous(), found[1].float().contiguous())

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from efface.methods import require
+from efface.errors import BadRequest
+from efface.methods import complete_prompts, finite, require
 from efface.needs import Needs
 from efface.numerics.ridge import Ridge, ridge_operator, tensor_delta
 from efface.numerics.rows import content_to_end, last_row, tail_pairs
+from efface.numerics.spectral import factors
 from efface.patch import Dense, Edit, Operator, Patch
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "expand": False,
         "guide": "",
         "values_only": False,
+        "prompt_file": "",
     },
     "code/style": {"guide": "art"},
     # The 2023 script, the paper's: tail rows; preserve_scale 0 means max(0.1, 1 / number of kept texts).
@@ -50,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "expand": False,
         "guide": "",
         "values_only": False,
+        "prompt_file": "",
     },
     # Ours: all rows but BOS, paired by role, so that EOS and padding no longer carry the concept.
     "efface": {
@@ -61,6 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "expand": True,
         "guide": "",
         "values_only": False,
+        "prompt_file": "",
     },
     "world": {
         "rows": "content-to-end",
@@ -71,6 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "expand": False,
         "guide": "",
         "values_only": False,
+        "prompt_file": "",
     },
 }
 
@@ -89,6 +95,7 @@ class UCE:
     rows: "last" (2025), "tail" (2023) or "content-to-end" (ours). technique: "replace" (v* = W g) or "tensor" (that,
     less its part along the old output; 2023). erase_scale a, preserve_scale b (0: the 2023 rule), ridge lam. expand:
     the released prompt expansion. guide: anchor of concepts that name none. values_only: leave the keys alone.
+    prompt_file: complete prompts, one a line, for the one concept of kind sensitive.
     """
 
     rows: Literal["last", "tail", "content-to-end"] | None = None
@@ -99,39 +106,56 @@ class UCE:
     expand: bool | None = None
     guide: str | None = None
     values_only: bool | None = None
+    prompt_file: str | None = None
 
     def __post_init__(self) -> None:
         require(self, ("erase_scale", "lam"), ("preserve_scale",))
 
     def ask(self, request: Request, card: Card) -> Needs:
-        """The texts of concepts, anchors and kept texts; no pictures, no denoiser."""
-        pairs = [t for c in request.concepts for pair in self._pairs(c) for t in pair]
+        """The texts of concepts, anchors and kept texts; no pictures, no denoiser. Raises BadRequest, WrongFile."""
+        complete_prompts(self, request)
+        pairs = [t for c in request.concepts for pair in self._pairs(c, request) for t in pair]
         texts = ("", *pairs, *request.kept_texts)
         return Needs(texts=tuple(dict.fromkeys(texts)), rows="content" if self.rows == "last" else "all")
 
     def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
-        """One operator for all keys and values; with technique "tensor" one change a site."""
-        rows, guides, weights, group, erased = self._constraints(evidence, request)
-        ridge = ridge_operator(rows, guides, weights, _set(self.lam), erased=erased)
-        stream = model.card.streams[0].name
-        sites = [s.name for s in model.card.select(*(("cross.v",) if self.values_only else ("cross.k", "cross.v")))]
-        edits: list[Edit] = []
-        if self.technique == "replace":
-            edits.append(Operator(stream, ridge.left.float(), ridge.right.float(), tuple(sites)))
-        else:
-            for site in work.progress(sites, "sites"):
-                delta = tensor_delta(model.weight(site).cpu(), ridge, rows, guides, group)
-                edits.append(Dense(site, delta.float()))
-        return Patch(tuple(edits), {"numbers": _numbers(ridge, weights)})
+        """One operator for all keys and values; with technique "tensor" one change a site.
 
-    def _pairs(self, concept: Concept) -> list[tuple[str, str]]:
+        Raises BadRequest for an equation that rounding spoils or an anchor that leaves no target, WrongFile for rows
+        that hold NaN.
+        """
+        rows, guides, weights, group, erased = self._constraints(evidence, request)
+        try:
+            ridge = ridge_operator(rows, guides, weights, _set(self.lam), erased=erased)
+        except ArithmeticError as error:
+            raise BadRequest(str(error)) from None
+        sites = [s.name for s in model.card.select(*(("cross.v",) if self.values_only else ("cross.k", "cross.v")))]
+        if self.technique == "replace":
+            left, right = (ridge.left, ridge.right) if ridge.thin else factors(ridge.operator())  # (d, r)
+            stream = model.card.streams[0].name
+            edit = Operator(stream, left.float().contiguous(), right.float().contiguous(), tuple(sites))
+            return Patch((edit,), {"numbers": _numbers(ridge, weights, left.shape[1])})
+        edits: list[Edit] = []
+        for site in work.progress(sites, "sites"):
+            try:
+                delta = tensor_delta(model.weight(site).cpu(), ridge, rows, guides, group)
+            except ValueError as error:
+                raise BadRequest(str(error)) from None
+            edits.append(Dense(site, delta.float()))
+        return Patch(tuple(edits), {"numbers": _numbers(ridge, weights, min(ridge.left.shape))})
+
+    def _pairs(self, concept: Concept, request: Request) -> list[tuple[str, str]]:
         """(text, anchor text) of a concept: its name and synonyms, expanded alike."""
         anchor = self.guide or "" if concept.anchor is None else concept.anchor
+        if concept.kind == "sensitive":
+            return [(line, anchor) for line in complete_prompts(self, request)]
         pairs = [(text, anchor) for text in concept.texts]
         if self.expand:
-            forms = EXPANSIONS.get(concept.kind, EXPANSIONS[""])
+            forms, names = EXPANSIONS.get(concept.kind, EXPANSIONS[""]), concept.texts
+            if concept.kind == "style":  # "painting by Van Gogh", not "painting by Van Gogh style"
+                names, anchor = [text.removesuffix(" style") for text in names], anchor.removesuffix(" style")
             # an empty anchor stays the empty text: "image of" alone would itself be a concept
-            pairs += [(f.format(t), f.format(anchor) if anchor else "") for t in concept.texts for f in forms]
+            pairs += [(f.format(n), f.format(anchor) if anchor else "") for n in names for f in forms]
         return pairs
 
     def _constraints(
@@ -140,8 +164,9 @@ class UCE:
         """rows (n, d), guides (n, d), weights (n,), number of the concept text (n,), erased (n,)."""
         blocks = []
         for concept in request.concepts:
-            for text, anchor in self._pairs(concept):
-                blocks.append((*self._rows(evidence.text(text), evidence.text(anchor)), _set(self.erase_scale), True))
+            for text, anchor in self._pairs(concept, request):
+                pair = self._rows(finite(evidence.text(text)), finite(evidence.text(anchor)))
+                blocks.append((*pair, _set(self.erase_scale), True))
         for encoded in self._kept(evidence, request):
             kept = last_row(encoded.rows, encoded.count - 2) if self.rows == "last" else encoded.rows
             kept = content_to_end(kept) if self.rows == "content-to-end" else kept
@@ -164,7 +189,7 @@ class UCE:
     def _kept(self, evidence: Evidence, request: Request) -> list[Encoded]:
         """Kept texts; the empty text belongs to them wherever padding is edited."""
         texts = request.kept_texts if self.rows == "last" else tuple(dict.fromkeys(("", *request.kept_texts)))
-        return [evidence.text(t) for t in texts]
+        return [finite(evidence.text(t)) for t in texts]
 
     def _preserve(self, request: Request) -> float:
         return _set(self.preserve_scale) or max(0.1, 1 / (1 + len(request.kept_texts)))
@@ -184,11 +209,11 @@ def _set(value: float | None) -> float:
     return value
 
 
-def _numbers(ridge: Ridge, weights: torch.Tensor) -> dict[str, float | int | str]:
+def _numbers(ridge: Ridge, weights: torch.Tensor, rank: int) -> dict[str, float | int | str]:
     return {
         "condition": float(f"{ridge.condition:.6g}"),
         "residual": float(f"{ridge.residual:.2g}"),
-        "rank": ridge.left.shape[1],
+        "rank": rank,
         "constraints": len(weights),
         "solver": ridge.solver,
     }

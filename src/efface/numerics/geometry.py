@@ -5,7 +5,7 @@ Squared Bures distance of the covariances: `B^2(W, W0) = |W|^2 + |W0|^2 - 2 |W0^
 row, `lp` the weight of staying with it, `mu` that of the original. All tensors are float64.
 
 Source: Deng et al., "Forget Many, Forget Right" (ScaPre), ICLR 2026, arXiv 2601.06162: geometry alignment;
-the row iteration, the blend and the roll-back as in the released code. Closed forms of exact steps are ours.
+the row iteration, the blend and the roll-back as in the released code. The closed form of the full step is ours.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "bures_squared",
     "bures_step",
     "combine",
     "energy_angle_blend",
     "entropy_rollback",
     "row_prox",
-    "row_prox_exact",
 ]
 
 TINY = 1e-8  # norms are clamped here, as in the released code, so that zero rows stay zero
@@ -48,12 +46,6 @@ def row_prox(a: Tensor, w0: Tensor, lp: float, mu: float, iterations: int) -> tu
         length = (x**2 * aa + 2 * x * y * aw + y**2 * ww).clamp(min=0).sqrt().clamp(min=TINY)
         x, y = x / length, y / length
     return r * x, r * y
-
-
-def row_prox_exact(a: Tensor, w0: Tensor, lp: float, mu: float) -> tuple[Tensor, Tensor]:
-    """The minimiser of `lp |w - a|^2 + mu B^2(w, w0)`: an average with w0 on the side of a; p, q (o,)."""
-    side = torch.where((a * w0).sum(1) < 0, -1.0, 1.0).to(a)
-    return torch.full_like(side, lp / (lp + mu)), mu * side / (lp + mu)
 
 
 def energy_angle_blend(w: Tensor, w0: Tensor, h: Tensor) -> Tensor:
@@ -86,11 +78,6 @@ def bures_step(W: Tensor, W0: Tensor, t: float, rtol: float = 1e-4) -> Tensor:
     left, s, right = _cross_svd(W, W0)
     keep = s > rtol * s[:1]
     return (1 - t) * W + t * (W0 @ left[:, keep]) @ right[:, keep].T
-
-
-def bures_squared(W: Tensor, W0: Tensor) -> Tensor:
-    """`|W|^2 + |W0|^2 - 2 |W0^T W|_*`, a scalar; not negative."""
-    return ((W * W).sum() + (W0 * W0).sum() - 2 * _cross_svd(W, W0)[1].sum()).clamp(min=0)
 
 
 def _cross_svd(W: Tensor, W0: Tensor) -> tuple[Tensor, Tensor, Tensor]:

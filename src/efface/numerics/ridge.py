@@ -6,7 +6,8 @@ Constraints `W' x_i = W g_i` of weight `a_i`, pulled towards the old weight by `
     W' = W + W S,   S = (G - X)^T A X (lam I + X^T A X)^-1
 
 S does not contain W, so one solve serves all layers. Kept constraints have g = x and add nothing to the left
-factor: rank(S) <= number of erased constraints. Texts are rows here: X and G are (n, d).
+factor: rank(S) <= number e of erased constraints. Texts are rows here: X and G are (n, d). Nothing is larger than the
+rows or (d, d): with many constraints n x n and e x n never stand in memory.
 
 Source: Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024, arXiv 2308.14761; the
 ridge and the weights as in the released code, the operator form is ours.
@@ -38,6 +39,11 @@ class Ridge:
     residual: float
     solver: str  # cholesky | svd
 
+    @property
+    def thin(self) -> bool:
+        """Whether the factors have no more columns than S itself."""
+        return self.left.shape[1] <= self.left.shape[0]
+
     def operator(self) -> Tensor:
         """S, (d, d)."""
         return self.left @ self.right.T
@@ -59,9 +65,10 @@ def ridge_operator(rows: Tensor, guides: Tensor, weights: Tensor, lam: float, *,
     root = a.sqrt()[:, None]  # (n, 1)
     Xh = root * X  # (n, d)
     left = (G - X)[moving].T.contiguous()  # (d, e)
-    Y, condition, solver = _inverse_times(Xh, moving, lam)
+    small = Xh @ Xh.T if len(Xh) <= Xh.shape[1] else Xh.T @ Xh  # (min, min)
+    Y, condition, solver = _inverse_times(Xh, small, moving, lam)
     right = Y * root[moving].T  # (d, e)
-    residual = _residual(left * root[moving].T, Y, Xh, moving, lam)
+    residual = _residual(left * root[moving].T, Y, Xh, small, moving, lam)
     if residual > RESIDUAL_LIMIT:
         raise ArithmeticError(f"ridge residual {residual:.1e} is above {RESIDUAL_LIMIT:.0e}; raise lam")
     return Ridge(left, right, order[moving], condition, residual, solver)
@@ -81,16 +88,18 @@ def _checked(rows: Tensor, guides: Tensor, weights: Tensor, lam: float) -> tuple
 
 def _canonical_order(X: Tensor, G: Tensor, a: Tensor, moving: Tensor) -> Tensor:
     """Erased first, then by content, so that sums do not depend on the order of the request."""
-    key = torch.cat([(~moving).double()[:, None], X, G, a[:, None]], 1) + 0.0  # + 0.0 turns -0.0 into 0.0
+    key = torch.cat([(~moving).double()[:, None], X, G, a[:, None]], 1).add_(0.0)  # turns -0.0 into 0.0
     lines = np.ascontiguousarray(key.cpu().numpy().astype(">f8"))  # (n, 2d + 2), big-endian: exponent leads
     as_bytes = lines.view(np.dtype((np.void, lines.dtype.itemsize * lines.shape[1]))).ravel()
     return torch.from_numpy(np.argsort(as_bytes, kind="stable")).to(X.device)
 
 
-def _inverse_times(Xh: Tensor, moving: Tensor, lam: float) -> tuple[Tensor, float, str]:
-    """Columns `moving` of `Xh^T (lam I + Xh Xh^T)^-1` (d, e), condition of `lam I + Xh^T Xh`, solver."""
+def _inverse_times(Xh: Tensor, small: Tensor, moving: Tensor, lam: float) -> tuple[Tensor, float, str]:
+    """Columns `moving` of `Xh^T (lam I + Xh Xh^T)^-1` (d, e), condition of `lam I + Xh^T Xh`, solver.
+
+    `small` is the smaller of the two products of Xh with itself.
+    """
     n, d = Xh.shape
-    small = Xh @ Xh.T if n <= d else Xh.T @ Xh  # (min, min)
     values = torch.linalg.eigvalsh(small).clamp(min=0) if n else Xh.new_zeros(1)
     top, bottom = float(values[-1]), float(values[0]) if n >= d else 0.0
     condition = (lam + top) / (lam + bottom) if lam + bottom > 0 else float("inf")
@@ -108,10 +117,14 @@ def _inverse_times(Xh: Tensor, moving: Tensor, lam: float) -> tuple[Tensor, floa
     return (Vt.T * gain) @ U[moving].T, condition, "svd"
 
 
-def _residual(left: Tensor, Y: Tensor, Xh: Tensor, moving: Tensor, lam: float) -> float:
+def _residual(left: Tensor, Y: Tensor, Xh: Tensor, small: Tensor, moving: Tensor, lam: float) -> float:
     """|S (lam I + X^T A X) - (G - X)^T A X| over |(G - X)^T A X|, from the factors."""
-    wanted = Xh[moving]  # (e, d)
-    missed = lam * Y.T + (Y.T @ Xh.T) @ Xh - wanted  # (e, d)
+    wanted, (n, d) = Xh[moving], Xh.shape  # (e, d)
+    if len(wanted) > d:  # the d x d products are the smaller ones
+        S, wanted = left @ Y.T, left @ wanted  # (d, d)
+        missed, scale = lam * S + S @ small - wanted, float(torch.linalg.norm(wanted))
+        return float(torch.linalg.norm(missed)) / scale if scale > 0 else 0.0
+    missed = lam * Y.T + (Y.T @ small if n > d else (Y.T @ Xh.T) @ Xh) - wanted  # (e, d)
     triangle = torch.linalg.qr(left, mode="r")[1]  # |left M| = |triangle M| without the d x d product
     scale = float(torch.linalg.norm(triangle @ wanted))
     return float(torch.linalg.norm(triangle @ missed)) / scale if scale > 0 else 0.0
@@ -178,7 +191,9 @@ def tensor_targets(outputs: Tensor, guided: Tensor, group: Tensor) -> tuple[Tens
     gamma = total[0] / total[1].clamp(min=torch.finfo(total.dtype).tiny)  # (blocks,)
     left = total[2] - gamma * total[0]  # |v|^2 of each block
     if bool((left <= 1e-12 * total[2].clamp(min=torch.finfo(total.dtype).tiny)).any()):
-        raise ValueError("technique tensor leaves a zero target: a guide is its concept, or has no output")
+        raise ValueError(
+            "technique tensor leaves a zero target: a guide is its concept, or has no output; name another anchor"
+        )
     return guided - gamma[group][:, None] * outputs, gamma
 
 

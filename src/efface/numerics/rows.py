@@ -14,8 +14,6 @@ from torch import Tensor
 
 __all__ = [
     "aligned_guide_index",
-    "all_rows",
-    "content_rows",
     "content_to_end",
     "last_index",
     "last_row",
@@ -39,21 +37,9 @@ def last_row(embedding: Tensor, content: int, *, bos: bool = True) -> Tensor:
     return embedding[at : at + 1]
 
 
-def content_rows(embedding: Tensor, content: int, *, bos: bool = True) -> Tensor:
-    """The content tokens of a text (L, d), as (content, d); none for an empty text."""
-    if content < 0 or content + bos > len(embedding):
-        raise ValueError(f"a text of {len(embedding)} rows cannot hold {content} content tokens")
-    return embedding[int(bos) : content + bos]
-
-
 def content_to_end(embedding: Tensor) -> Tensor:
     """All rows but BOS, (L - 1, d)."""
     return embedding[1:]
-
-
-def all_rows(embedding: Tensor) -> Tensor:
-    """Every row, BOS and padding included, (L, d)."""
-    return embedding
 
 
 def tail_pairs(concept: Tensor, content: int, guide: Tensor, guide_content: int) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ class Moments:
 
     def level(self) -> Tensor:
         """Mean plus population standard deviation: what a concept has to exceed (Eq. 2)."""
-        return (self.m2 / self.count).sqrt_().add_(self.mean)
+        return self.mean + (self.m2 / self.count).sqrt_()  # m2 may be one number for all: one prompt has no spread
 
 
 def moments(values: Tensor) -> Moments:

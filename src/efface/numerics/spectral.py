@@ -27,7 +27,9 @@ __all__ = [
     "Pairs",
     "Shared",
     "concept_directions",
+    "factors",
     "gate_values",
+    "gram_of",
     "low_rank",
     "pair_rows",
     "penalised",
@@ -36,8 +38,6 @@ __all__ = [
     "residual_term",
     "right_side",
     "shared_factor",
-    "solve_site",
-    "spectral_term",
     "target",
     "weighted",
 ]
@@ -77,16 +77,10 @@ def penalties(s: Tensor, gate: Gate) -> Tensor:
 
 
 def penalised(concepts: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
-    """Directions (d, r) and penalties (r,); directions of zero length are arbitrary and left out."""
+    """U (d, r) and penalties (r,) of `R = mu U diag(pen) U^T`; directions of zero length are arbitrary and left out."""
     U, s = concept_directions(concepts)
     real = s > 1e-12 * s[0]
     return U[:, real], penalties(s, gate)[real]
-
-
-def spectral_term(concepts: Tensor, strength: float, gate: Gate) -> Tensor:
-    """R = U diag(strength penalties) U^T, (d, d)."""
-    U, weight = penalised(concepts, gate)
-    return (U * (strength * weight)) @ U.T
 
 
 def residual_concepts(concepts: Tensor, gate: Gate) -> Tensor:
@@ -162,13 +156,35 @@ def weighted(blocks: Sequence[tuple[Tensor, float | Tensor]]) -> tuple[Tensor, T
     return torch.cat([rows.double() for rows, _ in blocks]), torch.cat(weights)
 
 
-def shared_factor(rows: Tensor, weights: Tensor, lam: float, concepts: Tensor, gate: Gate | None = None) -> Shared:
-    """Factor of all `G0 + mu H`: rows (n, d), weights (n,) make G0; concepts (m, d) span Pi_C and H."""
+def gram_of(blocks: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """`sum_b w_b R_b^T R_b` (d, d) of blocks of rows (n_b, d), one at a time: no copy holds them all."""
+    width = blocks[0][0].shape[1]
+    total = torch.zeros(width, width, dtype=torch.float64, device=blocks[0][0].device)
+    for rows, weight in blocks:
+        wide = rows.double()
+        total.addmm_(wide.T, wide, alpha=weight)
+    return total
+
+
+def shared_factor(
+    rows: Tensor,
+    weights: Tensor,
+    lam: float,
+    concepts: Tensor,
+    gate: Gate | None = None,
+    kept: Tensor | None = None,
+) -> Shared:
+    """Factor of all `G0 + mu H`: rows (n, d), weights (n,) make G0; concepts (m, d) span Pi_C and H.
+
+    kept: the Gram matrix (d, d) of further rows, a part of G0.
+    """
     if not lam > 0:
         raise ValueError(f"lam must be positive, not {lam}")
     X, C = rows.double(), concepts.double()
     G0 = X.T @ (weights.double()[:, None] * X)  # (d, d)
     G0.diagonal().add_(lam)
+    if kept is not None:
+        G0 += kept
     U, s = concept_directions(C)
     half, whole = None, G0
     D, weight = U[:, :0], s[:0]
@@ -277,22 +293,7 @@ def right_side(W0: Tensor, V: Tensor, strength: float, kept: Tensor | None = Non
     return B if kept is None else B + W0 @ kept
 
 
-def solve_site(
-    W0: Tensor,
-    shared: Shared,
-    V: Tensor,
-    mu: float = 0.0,
-    a: Tensor | None = None,
-    kept: Tensor | None = None,
-) -> Tensor:
-    """The edited weight We (o, d) of one site before any geometry; V from `target`, a (o,) weights of Pi_C.
-
-    `kept` (d, d) is the Gram matrix of rows that shall keep their outputs; it must be part of `shared` too.
-    """
-    return shared.solve(right_side(W0, V, shared.lam + mu, kept), mu, a)
-
-
-def low_rank(delta: Tensor, tol: float) -> tuple[Tensor, Tensor] | None:
+def low_rank(delta: Tensor, tol: float = 1e-6) -> tuple[Tensor, Tensor] | None:
     """up (o, r), down (r, d), `|delta - up down|_F <= tol |delta|_F`; None where that saves no space."""
     o, d = delta.shape
     if _too_many_directions(delta.double(), tol):
@@ -304,6 +305,12 @@ def low_rank(delta: Tensor, tol: float) -> tuple[Tensor, Tensor] | None:
         return None
     root = s[:rank].sqrt()
     return U[:, :rank] * root, root[:, None] * Vt[:rank]
+
+
+def factors(S: Tensor) -> tuple[Tensor, Tensor]:
+    """left, right (d, r) of `S = left right^T`: of the measured rank where that is small, else S and the identity."""
+    found = low_rank(S)
+    return (S, torch.eye(len(S), dtype=S.dtype, device=S.device)) if found is None else (found[0], found[1].T)
 
 
 def _too_many_directions(delta: Tensor, tol: float) -> bool:

@@ -60,7 +60,7 @@ def read_pairs(path: str | Path) -> dict[str, list[tuple[str, str]]]:
     """
     file = Path(path)
     try:
-        rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+        rows = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
     except FileNotFoundError:
         raise WrongFile(f"there is no file {file}; setting 'pairs' names a CSV file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
