@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,9 @@ class Audit:
         items = tuple(dataclasses.replace(i, prompt=_cut(self.base, i.prompt)) for i in plan.items)
         cut = len({i.prompt for i in plan.items} - {i.prompt for i in items})
         said = (f"the ends of {cut} prompts, longer than the model reads: they were cut at a word",) if cut else ()
+        pairs = {(i.prompt, j.prompt) for i, j in zip(plan.items, items, strict=True) if i.prompt != j.prompt}
+        inside = sum(whole[len(part)] != " " for whole, part in pairs)
+        said += (f"{inside} of them inside a run of characters without a space that alone is longer",) if inside else ()
         return suite, dataclasses.replace(plan, items=items, not_measured=(*plan.not_measured, *said))
 
     @property
@@ -114,13 +118,27 @@ class Audit:
 
 
 def _cut(model: Model, prompt: str) -> str:
-    """The longest run of whole words that the model reads."""
-    window = model.card.streams[0].length
-    words = prompt.split(" ")
-    if len(prompt) + 2 <= window or len(model.tokens(prompt)) <= window:
+    """The longest run of whole words that the model reads, then of characters where the next word alone is longer.
+
+    So a prompt without spaces loses its end, as in the tokenizer, and never becomes the empty prompt.
+    """
+    window, words = model.card.streams[0].length, prompt.split(" ")
+
+    def fits(text: str) -> bool:
+        return len(text.encode()) + 2 <= window or len(model.tokens(text)) <= window  # a token holds a byte or more
+
+    def most(count: int, start: Callable[[int], str]) -> int:
+        """Of `count` pieces as many as fit, given that all of them do not."""
+        low, high = 0, count
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(start(middle)) else (low, middle)
+        return low
+
+    if fits(prompt):
         return prompt
-    low, high = 0, len(words)  # `low` words fit, `high` do not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if len(model.tokens(" ".join(words[:middle]))) <= window else (low, middle)
-    return " ".join(words[:low])
+    n = most(len(words), lambda k: " ".join(words[:k]))
+    if fits(words[n]):
+        return " ".join(words[:n])
+    head = " ".join([*words[:n], ""])
+    return (head + words[n][: most(len(words[n]), lambda k: head + words[n][:k])]).rstrip(" ")

@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface import evaluation, runfolder
+from efface import gate as gates
 from efface import report as page
 from efface.asked import Audit, request_of
 from efface.engines.local import Tally
 from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
 from efface.measure import Sampling, Side, Watch, draw, judge_images, record_failures
 from efface.registry import find
-from efface.request import Request
+from efface.request import Concept, Request
 from efface.store import Images
 from efface.suites import Item, veiled
 from efface.work import Work, cache_folder
 
 if TYPE_CHECKING:
     from efface.gate import Gate
+    from efface.model import Model
     from efface.patch import Patch
 
 __all__ = ["Audit", "audit", "concepts_for", "images_of", "request_of"]
@@ -48,13 +50,15 @@ def audit(
 
     metrics: by name, from `scores.configured`; they look at the stored images again. With a gate the report says what
     each rule found. Raises OutputExists for a folder that holds another run or something else, BadRequest (a base that
-    equals its edit, a gate for another suite), WrongFile.
+    equals its edit; a gate for another suite, role or concept, before anything is drawn), WrongFile.
     """
     work, start = work or Work(), time.perf_counter()
     asked = asked.settled()
     suite, plan = asked.planned()
+    if gate:
+        gates.check(gate, asked.suite, suite.version, gates.asked_of(plan))
     sides = asked.sides()
-    watch = watching(suite, asked.judge)
+    watch = watching(suite, asked.judge, asked.base)
     spec = asked.spec(plan.items)
     with runfolder.opened(out, spec, overwrite) as folder:
         cost = _Costs(start)
@@ -64,7 +68,7 @@ def audit(
         told_plan = dataclasses.replace(plan, items=told)
         result = evaluation.report(asked, suite, told_plan, folder, watch, spec, metrics)
         if gate:
-            evaluation.add_gate(result, gate, allow_undecided, told, evaluation.current(folder, watch))
+            evaluation.add_gate(result, gate, allow_undecided, told, evaluation.current(folder, watch), folder.images)
         part()
         result["cost"] = cost.lines(asked, folder)
         page.write(result, out, evaluation.picture_source(folder.images, suite.private))
@@ -134,9 +138,8 @@ def _measure(
     for side in sides:
         cost.repaired += len(damaged[side.name])
         shards = folder.shards(plan, side, items, sampling)
-        failed = {r["image"] for r in folder.records if r["side"] == side.name and r.get("state") == "error"}
-        judged = {r["image"] for r in folder.records if r["key"] == watch.key(side.name, r["image"])}
-        skip = failed | (judged if hidden else set())
+        known = [r for r in folder.records if r["key"] == watch.key(side.name, r["image"])]
+        skip = {r["image"] for r in known if hidden or r.get("state") == "error"}
         by_key = {side.image_key(i, sampling): i for i in items}
         step = PRIVATE_SHARDS if hidden else max(len(shards), 1)
         for batch in [shards[k : k + step] for k in range(0, len(shards), step)] or [[]]:
@@ -172,9 +175,10 @@ def _judge(
     end()
 
 
-def watching(suite: Any, name: str = "") -> Watch:
+def watching(suite: Any, name: str = "", base: Model | None = None) -> Watch:
     """The reporting judge, NAME or NAME:WHERE, else the suite's own, and the garbage detector that fits it.
 
+    base: a detector in this model's folder, fitted on its own drawings, comes before the judge's.
     An unavailable judge is NA with its cure. Raises UnknownName, WrongFile, and BadRequest for a selection judge.
     """
     from efface.judges import garbage
@@ -193,10 +197,18 @@ def watching(suite: Any, name: str = "") -> Watch:
     if "selection" in (getattr(judge, "role", ""), judge.card.get("role")):
         raise BadRequest(f"judge {kind} is for selection: methods may ask it, so it may not report; name another")
     try:
-        detector = garbage.load(judge)
+        detector = garbage.load(judge, base and _with_detector(base))
     except (Unavailable, WrongFile):
         detector = None  # fitted with another judge; pictures of one colour are still found
     return Watch(judge, detector, judge.name, "", **rules)
+
+
+def _with_detector(model: Model) -> Path | None:
+    """The model's folder, where it holds a garbage detector."""
+    try:
+        return model.folder if (model.folder / "garbage.json").is_file() else None
+    except WrongFile:  # a pipeline in memory
+        return None
 
 
 def images_of(run: Path) -> Images:
@@ -208,11 +220,18 @@ def images_of(run: Path) -> Images:
 
 
 def concepts_for(asked: list[str], patch: Patch | None) -> Request:
-    """The request of an audit: what the command names, else what the patch was made for."""
-    if asked:
-        return Request.build(asked)
-    if patch is None:
+    """The request of an audit: what the patch was made for, with the concepts that the command names in place of its.
+
+    What the patch keeps counts as kept, but for what the command names. Raises BadRequest, UnknownName.
+    """
+    if patch is None and not asked:
         raise BadRequest("an edited model does not say what was erased; name it with -c")
+    if patch is None or (asked and "request" not in patch.recipe):
+        return Request.build(asked)
     if "request" not in patch.recipe:
         raise UnknownName("part of the patch", "request", patch.recipe)
-    return request_of(patch)
+    made = request_of(patch)
+    if not asked:
+        return made
+    named = {t.casefold() for text in asked for t in Concept.parse(text).texts}
+    return Request.build(asked, [k for k in made.kept_texts if k.casefold() not in named], made.seed, made.preset)

@@ -1,9 +1,9 @@
 """Compare: many runs in one table. What stands in one column was measured on the same images by the same judge.
 
-Runs are grouped into tables by base model, suite, sampler and judge; what differs is named. Within a table every run
-has the same base images, so runs are compared in pairs of edited images (same prompt, same seed): paired difference to
-a baseline run, exact McNemar, Holm over the runs of a column, and the smallest difference that so many pairs detect.
-A place is one more than the number of runs that are surely better: ties share it.
+Runs are grouped into tables by base model, suite, sampler, judge and garbage detector; what differs is named. Within a
+table every run has the same base images, so runs are compared in pairs of edited images (same prompt, same seed):
+paired difference to a baseline run, exact McNemar, Holm over the runs of a column, and the smallest difference that so
+many pairs detect. A place is one more than the number of runs that are surely better: ties share it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import BadRequest, WrongFile
+from efface.measure import NO_DETECTOR, record_key
 from efface.numerics import intervals, planning
 from efface.runfolder import environment, read_plan, rows_of
 from efface.scores import composites
@@ -35,12 +36,13 @@ COLUMNS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "synonyms": ("synonyms shown", ("synonym", "implicit"), "edited"),
     "neighbours": ("neighbours lost", ("neighbour",), "loss"),
     "others": ("others lost", ("other",), "loss"),
+    "styles": ("other styles lost", ("other-style",), "loss"),
     "beside": ("kept beside or in style, lost", ("in-prompt", "beside"), "loss"),
 }
 KEPT = ("neighbour", "other", "in-prompt", "beside", "other-style")
 BETTER = {"edited": -1, "edited_garbage": -1, "replaced": 1, "loss": 1}  # sign of more edited hits
 ENOUGH = 5  # images of a concept below which it is not called the worst and not shaded
-FIELDS = ("base", "suite", "suite_hash", "sampling", "judge")  # what has to be equal in one column
+FIELDS = ("base", "suite", "suite_hash", "sampling", "judge", "garbage detector")  # what has to be equal in one column
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Run:
     report: Json
 
     def field(self, name: str) -> str:
-        return str(self.report["judges"][0]["version"] if name == "judge" else self.spec[name])
+        versions = dict(zip(("judge", "garbage detector"), _versions(self.report), strict=True))
+        return versions[name] if name in versions else str(self.spec[name])
 
     @property
     def labels(self) -> frozenset[str]:
@@ -64,8 +67,14 @@ class Run:
         return frozenset(asked - {r["name"] for r in rows if r["reason"] == "the judge does not know this label"})
 
 
+def _versions(report: Json) -> tuple[str, str]:
+    """Of the judge and of the garbage detector; without a judge nobody looked for garbage either."""
+    judges = report["judges"]
+    return str(judges[0]["version"]), str(judges[1]["version"] if len(judges) > 1 else NO_DETECTOR)
+
+
 def read(folder: Path, name: str) -> Run:
-    """Raises WrongFile for a folder that is no finished run."""
+    """The run as its report counted it. Raises WrongFile for a folder that is no finished run."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
@@ -73,9 +82,10 @@ def read(folder: Path, name: str) -> Run:
         raise WrongFile(f"{folder} is no finished run; efface status {folder} says how far it is") from None
     items, plan = read_plan(folder)
     planned = {(side, key) for side, part in plan["sides"].items() for key in part["keys"]}
-    version = report["judges"][0]["version"]
-    rows = tuple(r for r in rows_of(folder) if r["judge_version"] == version and (r["side"], r["image"]) in planned)
-    return Run(name, spec, tuple(items), rows, report)
+    judge, garbage = _versions(report)
+    rows = (r for r in rows_of(folder) if (r["side"], r["image"]) in planned)
+    mine = (r for r in rows if r["key"] == record_key(r["side"], r["image"], judge, garbage))
+    return Run(name, spec, tuple(items), tuple(mine), report)
 
 
 def compare(folders: Sequence[Path], baseline: Path | None = None, common: bool = False) -> Json:
@@ -121,7 +131,8 @@ def _block(runs: Sequence[Run], baseline: str, common: bool) -> Json:
     columns = {key: _column(key, kept, first) for key in COLUMNS}
     return {
         "suite": runs[0].report["suite"], "base": runs[0].report["asked"]["model"],
-        "judge": runs[0].report["judges"][0], "concepts": [c["name"] for c in runs[0].report["asked"]["concepts"]],
+        "judge": runs[0].report["judges"][0], "garbage detector": runs[0].field("garbage detector"),
+        "concepts": [c["name"] for c in runs[0].report["asked"]["concepts"]],
         "images": len(items), "common": common, "baseline": first,
         "absent": {t["label"]: t["rows"][0]["reason"] for t in runs[0].report["tables"] if t["pooled"] is None},
         "runs": [_run_row(run, columns, kept[run.name]) for run in runs],
@@ -230,7 +241,7 @@ def _places(rows: dict[str, list[Pair]], hits: dict[str, list[bool]], what: str)
 
 def _run_row(run: Run, columns: dict[str, dict[str, Json]], pairs: list[Pair]) -> Json:
     asked, cost = run.report["asked"], run.report.get("cost", {})
-    kept = [p for p in pairs if p.role in ("neighbour", "other")]
+    kept = [p for p in pairs if p.role in ("neighbour", "other", "other-style")]
     return {
         "run": run.name, "method": asked.get("method", "unknown"), "preset": asked.get("preset", ""),
         "patch": run.spec["patch"] or run.spec["edited"], "control": bool(asked.get("control")),

@@ -91,7 +91,8 @@ def caption(block: Json) -> str:
     )
     return (
         f"Model {block['base']}; suite {suite['name']} {suite['version']} ({suite['hash']}){shared}; judge "
-        f"{block['judge']['name']} {block['judge']['version']}. Rates in per cent, losses and differences in points, "
+        f"{block['judge']['name']} {block['judge']['version']}, garbage detector {block['garbage detector']}. "
+        "Rates in per cent, losses and differences in points, "
         f"with 95 % intervals; differences are paired, to {block['baseline']}; p is exact McNemar after Holm over the "
         "runs of a column; the bracketed number, raised on the page, is the place, shared where no difference is sure."
     )

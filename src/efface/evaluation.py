@@ -12,6 +12,7 @@ from efface import gate as gates
 from efface.asked import Audit
 from efface.measure import Watch
 from efface.numerics import intervals, planning
+from efface.report import percent
 from efface.runfolder import Folder
 from efface.scores import composites, measure, neighbourhood
 from efface.store import Images, key_of
@@ -121,7 +122,7 @@ def _verdict(counted: list[Json]) -> str:
         pooled = table["pooled"]
         if pooled and table["role"] in ("target", "style", "sensitive", "neighbour", "other", "other-style"):
             base, edited = pooled["base"], pooled["edited"]
-            said.append(f"{table['label'].lower()} {base['rate']:.1%} → {edited['rate']:.1%} (n = {edited['n']})")
+            said.append(f"{table['label'].lower()} {percent(base)} % → {percent(edited)} % (n = {edited['n']})")
     return "Shown, base → edited: " + "; ".join(said) if said else "Nothing could be scored."
 
 
@@ -131,7 +132,7 @@ def _flags(counted: list[Json], items: Sequence[Item], rows: Sequence[Json], obj
     for table in counted:
         cell_ = (table["pooled"] or {}).get("garbage")
         if cell_ and intervals.lower_bound(cell_["hits"], cell_["n"]) > RED:
-            broken.append(f"{table['label'].lower()} {cell_['rate']:.1%} ({cell_['hits']}/{cell_['n']})")
+            broken.append(f"{table['label'].lower()} {percent(cell_)} % ({cell_['hits']}/{cell_['n']})")
     found = [f"Broken: garbage in place of {'; '.join(broken)}."] if broken else []
     kept = {(i.prompt, i.seed): a.label for i in items for a in i.asks if a.role in ("neighbour", "other")}
     edited = [r for r in rows if r["side"] == "edited" and (r["prompt"], r["seed"]) in kept]
@@ -241,6 +242,8 @@ def _worst(
     found = []
     for item in items:
         base, edited = (by_image[s, item.prompt, item.seed, item.guidance] for s in ("base", "edited"))
+        if any(row.get("state", "ok") != "ok" for row in (base, edited)):
+            continue  # an image that failed shows nothing and lost nothing
         for ask in item.asks:
             if ask.role not in roles or (only and ask.label not in only):
                 continue
@@ -274,35 +277,34 @@ def picture_source(images: Images, private: bool) -> Callable[[str], bytes]:
 
 
 def add_gate(
-    result: Json, gate: gates.Gate, allow_undecided: bool, items: Sequence[Item], rows: Sequence[Json]
+    result: Json, gate: gates.Gate, allow_undecided: bool, items: Sequence[Item], rows: Sequence[Json], images: Images
 ) -> None:
-    """Enter what a gate says into the report: rules, the worst pairs of failed ones, the verdict's state."""
+    """Enter what a gate says into the report: rules, the worst pairs of failed ones, the verdict's state.
+
+    A report with flags fails any gate: rates of a broken model say nothing.
+    """
+    flags = [gates.Outcome("pictures", "fail", "neither Broken nor Collapsed", flag) for flag in result["flags"]]
     outcomes = gates.judge(gate, result)
     by_image = {(r["side"], r["prompt"], r["seed"], r.get("guidance")): r for r in rows}
-    listed = []
-    for rule, outcome in zip([*gate.rules, gates.ERRORS], outcomes, strict=False):
-        row = asdict(replace(outcome, counted={})) | {"pairs": []}
-        del row["counted"]
+    listed = [_listed(flag) for flag in flags]
+    for rule, outcome in zip([*gate.rules, gates.ERRORS], outcomes, strict=True):
+        row = _listed(outcome)
         if outcome.state in ("fail", "undecided") and rule.metric in ("shown", "loss", "garbage"):
             worst = _worst(items, by_image, set(rule.roles), rule.metric, WORST, outcome.concepts)
-            row["pairs"] = [_bare(i, a, by_image, result) for i, a in worst]
+            row["pairs"] = [_shown(i, a, by_image, images) for i, a in worst]
         listed.append(row)
-    state = gates.state_of(outcomes, allow_undecided)
+    state = gates.state_of([*flags, *outcomes], allow_undecided)
     result["gate"] = {"name": gate.name, "state": state, "undecided allowed": allow_undecided, "rules": listed}
-    result["verdict"]["state"] = state
-    failed = [o for o in outcomes if o.state == "fail"]
-    open_ = [o for o in outcomes if o.state == "undecided"]
-    if state == "pass":
-        line = f"Gate {gate.name} passed."
-    else:
-        first = (failed or open_)[0]
-        line = f"Gate {gate.name}, {first.rule}: expected {first.expected}, got {first.got}."
-    result["verdict"]["line"] = f"{line} {result['verdict']['line']}"
+    bad = [o for o in outcomes if o.state == "fail"] or [o for o in outcomes if o.state == "undecided"]
+    line = f"Gate {gate.name} {'passed' if state == 'pass' else 'failed'}."
+    if state != "pass" and bad:
+        line = f"Gate {gate.name}, {bad[0].rule}: expected {bad[0].expected}, got {bad[0].got}."
+    head = " ".join(result["flags"])
+    said = result["verdict"]["line"].removeprefix(head).strip()
+    result["verdict"] |= {"state": state, "line": " ".join(t for t in (head, line, said) if t)}
 
 
-def _bare(item: Item, ask: Ask, by_image: Mapping[Any, Json], result: Json) -> Json:
-    base, edited = (by_image[s, item.prompt, item.seed, item.guidance] for s in ("base", "edited"))
-    there = result["images"] != "not stored"
-    return {"prompt": item.prompt, "seed": item.seed, "base": base["image"] if there else None,
-            "edited": edited["image"] if there else None, "base_shown": ask.label in base["hits"],
-            "edited_shown": ask.label in edited["hits"]}  # fmt: skip
+def _listed(outcome: gates.Outcome) -> Json:
+    row = asdict(replace(outcome, counted={})) | {"pairs": []}
+    del row["counted"]
+    return row

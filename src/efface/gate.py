@@ -3,26 +3,33 @@
 A rule compares a one-sided 95 % bound, never a bare estimate, with its limit: Clopper-Pearson for rates, Tango for
 paired losses (non-inferiority), Holm over the concepts where each is looked at. A bound on the other side of the
 limit is a fail, a limit inside the interval is undecided. Files: `gates/default.toml`, `gates/strict.toml`, the user's.
+
+Bounds are about further seeds of the same prompts: given those, images are independent, and Clopper-Pearson holds
+also where prompts differ in their rates (Hoeffding 1956). About other wordings the interval of the table speaks. Its
+effective number of images does not serve a gate: with no hit the correlation within a prompt is assumed, with one it
+is estimated, so that 0 of 300 images (10 prompts) would stand behind 1 of 300.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from efface.errors import BadRequest, UnknownName
 from efface.numerics import intervals, planning
-from efface.suites import ROLES
+from efface.suites import ROLES, Plan
+from efface.tables import GONE
 
-__all__ = ["Gate", "Outcome", "Rule", "judge", "load", "state_of"]
+__all__ = ["Gate", "Outcome", "Rule", "asked_of", "check", "judge", "load", "state_of"]
 
 FOLDER = Path(__file__).parent / "gates"
 METRICS = ("shown", "garbage", "loss", "scored", "errors")
 STATISTICS = ("upper", "lower", "estimate")
 LEVEL = 0.95
+SMALLEST = 1e-6  # limit of an upper bound; at zero no number of images meets it
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Rule:
 
     metric: shown and garbage are shares of edited images; loss is base minus edited in pairs; scored is the share of
     concepts that could be scored (at least `limit`); errors is the share of failed images. concepts: "pooled", "each"
-    or names. n_min: images that an `estimate` of shown, garbage or loss needs. optional: NA does not fail.
+    or names. n_min: images that an `estimate` of shown, garbage or loss needs. optional: NA does not fail, ERROR does.
     """
 
     name: str
@@ -44,8 +51,8 @@ class Rule:
     optional: bool = False
 
 
-# In every gate: what failed to be measured is not safe.
-ERRORS = Rule("errors among targets", "errors", ("target", "style"), "estimate", 0.0, optional=True)
+# In every gate, whatever its file says: what failed to be measured is not safe.
+ERRORS = Rule("errors among targets", "errors", GONE, "estimate", 0.0, optional=True)
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def load(name: str) -> Gate:
     if not file.is_file():
         raise UnknownName("gate", name, bundled, "or name a TOML file; docs/gate.md")
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        data = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BadRequest(f"{file} is no gate: {str(error).splitlines()[0]}; docs/gate.md shows one") from None
     unknown = sorted(set(data) - {"name", "suite", "version", "rule"})
@@ -112,6 +119,11 @@ def _rule(row: dict[str, Any], number: int, file: Path) -> Rule:
             raise UnknownName(f"role of {where}", role, ROLES)
     if isinstance(row["limit"], bool) or not isinstance(row["limit"], (int, float)) or not 0 <= row["limit"] <= 1:
         raise BadRequest(f"{where} has limit {row['limit']!r}; expected a share between 0 and 1 (5 per cent is 0.05)")
+    if row["statistic"] == "upper" and row["limit"] < SMALLEST:
+        raise BadRequest(
+            f"{where} has limit {row['limit']:g}: no number of images brings an upper bound there; "
+            'raise it, or count hits with statistic = "estimate"'
+        )
     if concepts not in ("pooled", "each"):
         concepts = _texts(concepts, where)
     counts = row["metric"] in ("shown", "garbage", "loss")
@@ -131,18 +143,44 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
-def judge(gate: Gate, report: Mapping[str, Any]) -> list[Outcome]:
-    """Every rule against a report. Raises BadRequest for roles, concepts or a suite that the report does not have."""
-    suite = report.get("suite", {})
-    for what, wanted in (("name", gate.suite), ("version", gate.version)):
-        found = suite.get(what)
-        if wanted and wanted != str(found):
+def asked_of(plan: Plan) -> dict[str, set[str]]:
+    """Role -> the concepts that a plan asks about; none where the role is NA."""
+    found: dict[str, set[str]] = {role: set() for role in plan.absent}
+    for ask in (a for i in plan.items for a in i.asks):
+        found.setdefault(ask.role, set()).add(ask.label)
+    return found
+
+
+def check(gate: Gate, suite: str, version: str, roles: Mapping[str, Collection[str]]) -> None:
+    """Whether a gate fits what is measured. roles: as from `asked_of`.
+
+    Raises BadRequest for another suite or a role that it lacks, UnknownName for a concept.
+    """
+    for what, wanted, found in (("name", gate.suite, suite), ("version", gate.version, version)):
+        if wanted and wanted != found:
             raise BadRequest(
                 f"gate {gate.name} is made for a suite of {what} {wanted}, the report has {found}; name another gate"
             )
-    tables = {t["role"]: t for t in report["tables"]}
-    rules = gate.rules if any(r.metric == "errors" for r in gate.rules) else (*gate.rules, ERRORS)
-    return [_outcome(rule, [tables[r] for r in rule.roles if r in tables], gate) for rule in rules]
+    for rule in gate.rules:
+        if not rule.optional and not any(r in roles for r in rule.roles):
+            raise BadRequest(
+                f"gate {gate.name}, rule {rule.name!r}: the suite has no role {' or '.join(rule.roles)}; "
+                "take another suite, or mark the rule optional"
+            )
+        known = {name for r in rule.roles for name in roles.get(r, ())}
+        for name in rule.concepts if known and not isinstance(rule.concepts, str) else ():
+            if name not in known:
+                raise UnknownName(f"concept of gate {gate.name}, rule {rule.name!r}", name, known)
+
+
+def judge(gate: Gate, report: Mapping[str, Any]) -> list[Outcome]:
+    """Every rule against a report, the rule about errors last. Raises as `check` does."""
+    suite, tables = report.get("suite", {}), {t["role"]: t["rows"] for t in report["tables"]}
+    names = {role: {r["name"] for r in rows if r["images"]} for role, rows in tables.items()}
+    check(gate, str(suite.get("name")), str(suite.get("version")), names)
+    return [
+        _outcome(rule, [row for role in rule.roles for row in tables.get(role, ())]) for rule in (*gate.rules, ERRORS)
+    ]
 
 
 def state_of(outcomes: Iterable[Outcome], allow_undecided: bool = False) -> str:
@@ -153,36 +191,36 @@ def state_of(outcomes: Iterable[Outcome], allow_undecided: bool = False) -> str:
     return "undecided" if "undecided" in states and not allow_undecided else "pass"
 
 
-def _outcome(rule: Rule, tables: Sequence[Mapping[str, Any]], gate: Gate) -> Outcome:
-    if not tables and not rule.optional:
-        raise BadRequest(
-            f"gate {gate.name}, rule {rule.name!r}: the suite has no role {' or '.join(rule.roles)}; "
-            "take another suite, or mark the rule optional"
-        )
-    rows = [row for table in tables for row in table["rows"]]
+def _outcome(rule: Rule, rows: Sequence[Mapping[str, Any]]) -> Outcome:
     if rule.metric in ("scored", "errors"):
         return _share(rule, rows)
-    rows = _chosen(rule, rows, gate)
+    named = () if isinstance(rule.concepts, str) else rule.concepts
+    rows = [r for r in rows if r["name"] in named] or rows
     ok = [row for row in rows if row["state"] == "ok"]
-    if not ok:
-        why = next((r["reason"] for r in rows), "the suite has no such role")
-        return Outcome(rule.name, "not measured" if rule.optional else "undecided", _expected(rule), f"NA: {why}")
+    # an ERROR is never left out; what is NA is, unless it was named or nothing else is there
+    needed = bool(named and not rule.optional) or not ok
+    missing = [r for r in rows if r["state"] == "error" or (r["state"] == "na" and needed)]
+    if missing or not ok:
+        return _unmeasured(rule, missing)
     counts = [_counts(rule, row) for row in ok]
     if rule.concepts == "each":
-        return _each(rule, [r["name"] for r in ok], counts)
+        return _each(rule, ok, counts)
     whole = [sum(column) for column in zip(*counts, strict=True)]
     state, low, high = _compare(rule, whole, LEVEL)
-    return _told(rule, state, whole, (low, high), ())
+    return _told(rule, state, whole, (low, high), sum(_prompts(row) for row in ok))
 
 
-def _chosen(rule: Rule, rows: list[Any], gate: Gate) -> list[Any]:
-    if isinstance(rule.concepts, str):
-        return rows
-    names = {r["name"] for r in rows}
-    for name in rule.concepts:
-        if name not in names:
-            raise UnknownName(f"concept of gate {gate.name}, rule {rule.name!r}", name, names)
-    return [r for r in rows if r["name"] in rule.concepts]
+def _unmeasured(rule: Rule, rows: Sequence[Mapping[str, Any]]) -> Outcome:
+    """A rule without its numbers fails, whatever is allowed, unless it is optional and the role is NA."""
+    failed = any(r["state"] == "error" for r in rows)
+    said = [f"{r['state'].upper()}: {r['name']}: {r['reason']}" for r in rows] or ["NA: the suite has no such role"]
+    got = said[0] + (f"; {len(said) - 1} more" if len(said) > 1 else "")
+    state = "not measured" if rule.optional and not failed else "fail"
+    return Outcome(rule.name, state, _expected(rule), got, "", tuple(r["name"] for r in rows if r["images"]))
+
+
+def _prompts(row: Mapping[str, Any]) -> int:
+    return row["edited"]["prompts"]
 
 
 def _counts(rule: Rule, row: Mapping[str, Any]) -> list[int]:
@@ -215,8 +253,9 @@ def _compare(rule: Rule, counts: Sequence[int], level: float) -> tuple[str, floa
     return "pass" if met else "undecided", low, high
 
 
-def _each(rule: Rule, names: Sequence[str], counts: Sequence[Sequence[int]]) -> Outcome:
+def _each(rule: Rule, rows: Sequence[Mapping[str, Any]], counts: Sequence[Sequence[int]]) -> Outcome:
     """The worst concept decides. `lower` is Holm's step-down: the surest offender against the strictest level."""
+    names = [r["name"] for r in rows]
     found = [_compare(rule, c, LEVEL) for c in counts]
     if rule.statistic == "lower":
         order = sorted(range(len(found)), key=lambda i: -found[i][1])
@@ -231,24 +270,24 @@ def _each(rule: Rule, names: Sequence[str], counts: Sequence[Sequence[int]]) -> 
     worst = min(range(len(found)), key=lambda i: (rank[found[i][0]], -found[i][2]))
     state, low, high = found[worst]
     blamed = tuple(n for n, f in zip(names, found, strict=True) if f[0] == state) if state != "pass" else ()
-    return _told(rule, state, counts[worst], (low, high), blamed, names[worst])
+    return _told(rule, state, counts[worst], (low, high), _prompts(rows[worst]), blamed, names[worst])
 
 
 def _share(rule: Rule, rows: Sequence[Mapping[str, Any]]) -> Outcome:
     """Shares of rows and images that are no sample of anything, so that no bound belongs to them."""
+    asked = [r for r in rows if r["images"]]
+    images = sum(r["images"] for r in asked)
+    if not asked or (rule.metric == "errors" and sum(r.get("na", 0) for r in asked) == images):
+        return _unmeasured(rule, asked or rows)
     if rule.metric == "scored":
-        k, n = sum(r["state"] == "ok" for r in rows), len(rows)
-        met, got = n > 0 and k >= rule.limit * n, f"{k} of {n}"
-        blamed = tuple(r["name"] for r in rows if r["state"] != "ok")
+        k, n = sum(r["state"] == "ok" for r in asked), len(asked)
+        met, got = k >= rule.limit * n, f"{k} of {n}"
+        blamed = tuple(r["name"] for r in asked if r["state"] != "ok")
     else:
-        k, n = sum(r.get("errors", 0) for r in rows), sum(_images(r) for r in rows)
-        met, got = k <= rule.limit * n, f"{k} of {n} images"
-        blamed = tuple(r["name"] for r in rows if r.get("errors"))
+        k = sum(r.get("errors", 0) for r in asked)
+        met, got = k <= rule.limit * images, f"{k} of {images} images"
+        blamed = tuple(r["name"] for r in asked if r.get("errors"))
     return Outcome(rule.name, "pass" if met else "fail", _expected(rule), got, "", () if met else blamed)
-
-
-def _images(row: Mapping[str, Any]) -> int:
-    return (row["base"] or {}).get("n", 0) + row.get("errors", 0) + row.get("na", 0)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -259,19 +298,23 @@ def _expected(rule: Rule) -> str:
     limit = f"{100 * rule.limit:g} {unit}"
     if rule.metric == "scored":
         return f"at least {limit} of the concepts"
+    if rule.metric == "errors":
+        return f"at most {limit}"
     words = {"upper": "95 % upper bound", "lower": "95 % lower bound", "estimate": "estimate"}[rule.statistic]
-    return f"{words} {'below' if rule.metric == 'loss' else 'at most'} {limit}"
+    about = "" if rule.statistic == "estimate" else " for other seeds of these prompts"
+    return f"{words} {'below' if rule.metric == 'loss' else 'at most'} {limit}{about}"
 
 
 def _told(
-    rule: Rule, state: str, counts: Sequence[int], bounds: tuple[float, float], blamed: tuple[str, ...], worst: str = ""
-) -> Outcome:
+    rule: Rule, state: str, counts: Sequence[int], bounds: tuple[float, float], prompts: int,
+    blamed: tuple[str, ...] = (), worst: str = "",
+) -> Outcome:  # fmt: skip
     n = counts[-1]
     low, high = (f"{100 * b:.1f}" for b in bounds)
     if rule.metric == "loss":
-        got = f"{100 * (counts[0] - counts[1]) / n:.1f} points [{low}, {high}], {n} pairs"
+        got = f"{100 * (counts[0] - counts[1]) / n:.1f} points [{low}, {high}], {n} pairs, {prompts} prompts"
     else:
-        got = f"{100 * counts[0] / n:.1f} % [{low}, {high}], {counts[0]}/{n}"
+        got = f"{100 * counts[0] / n:.1f} % [{low}, {high}], {counts[0]}/{n}, {prompts} prompts"
     got = f"{worst}: {got}" if worst else got
     advice = _advice(rule, counts) if state == "undecided" else ""
     return Outcome(rule.name, state, _expected(rule), got, advice, blamed, {"counts": list(counts)})

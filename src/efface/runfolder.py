@@ -39,13 +39,16 @@ Json = dict[str, Any]
 def opened(out: Path, spec: Json, overwrite: bool) -> Iterator[Folder]:
     """The folder of this spec, made or gone on with, held against other processes.
 
-    Raises OutputExists for another run or something else, WrongFile when another process writes it.
+    overwrite: another run is deleted first, and never anything else. Raises OutputExists for another run or something
+    else, WrongFile when another process writes it or `overwrite` meets what is no run.
     """
-    same = _same(out, spec)
-    if not same and not overwrite and _occupied(out):
-        raise OutputExists(out)
-    if out.exists() and not out.is_dir():
-        out.unlink()
+    found = _spec(out)
+    same = found == json.loads(json.dumps(spec))
+    if not same and _occupied(out):
+        if not overwrite:
+            raise OutputExists(out)
+        if not (isinstance(found, dict) and str(found.get("format")).startswith("efface-run/")):
+            raise WrongFile(f"{out} is no run, and --overwrite replaces nothing but runs; name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock")
@@ -68,13 +71,13 @@ def _occupied(out: Path) -> bool:
     return out.exists() and (not out.is_dir() or any(e.name != ".lock" for e in out.iterdir()))
 
 
-def _same(out: Path, spec: Json) -> bool:
-    """Whether the folder holds this run. Raises WrongFile for a damaged spec beside records."""
+def _spec(out: Path) -> Any:
+    """What decides the run in this folder, None where there is none. Raises WrongFile for a damaged spec."""
     file = out / "spec.json"
     if not file.is_file():
-        return False
+        return None
     try:
-        return json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(spec))
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise WrongFile(f"{file} is damaged; take it from a copy, or begin anew with another folder") from None
 
@@ -278,7 +281,7 @@ def sweep(run: Path, dry: bool = False) -> list[Path]:
 
 def sweep_cache(days: float | None, dry: bool = False) -> list[Path]:
     """Delete temporary files of killed writers and, with `days`, what none used so long: images that no run holds,
-    saved states of erasures that were given up."""
+    saved states of erasures that were given up and that no process holds."""
     folder = cache_folder() / "images"
     gone = leftovers(folder) if folder.is_dir() else []
     if days is not None and folder.is_dir():
@@ -286,8 +289,19 @@ def sweep_cache(days: float | None, dry: bool = False) -> list[Path]:
         files = (f for f in folder.glob("??/*.png") if not f.name.startswith("."))
         gone += sorted(f for f in files if (s := os.stat(f)).st_nlink == 1 and max(s.st_mtime, s.st_atime) < limit)
     if days is not None:
-        states = (cache_folder() / "erase").glob("*/*")
+        states = (f for s in (cache_folder() / "erase").glob("*") if not _held(s) for f in s.glob("[!.]*"))
         gone += sorted(f for f in states if f.stat().st_mtime < time.time() - 86400 * days)
     for file in [] if dry else gone:
         file.unlink(missing_ok=True)
     return gone
+
+
+def _held(place: Path) -> bool:
+    """Whether a process holds this folder just now."""
+    if not (place / ".lock").is_file():
+        return False
+    try:
+        with FileLock(place / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True

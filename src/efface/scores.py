@@ -28,17 +28,17 @@ __all__ = ["composites", "configured", "measure", "neighbourhood"]
 
 CHUNK = 128  # images of one side in memory
 SEEN = 4  # base images a concept whose features place it in image space
-KEPT, TARGETS = ("neighbour", "other"), ("target", "style")
+KEPT, TARGETS = ("neighbour", "other", "other-style"), ("target", "style")
 # roles whose prompts say the label itself, by the head of the judge that answers to it
 NAMED = {"style": ("style", "other-style"), "object": ("target", "neighbour", "other", "in-prompt")}
 Json = dict[str, Any]
 
 
 def composites(pairs: Mapping[str, Sequence[Pair]]) -> list[Json]:
-    """Overall, H_c, H_o, UQ and mean rank of the runs of one table, the base model among them; NA with a reason.
+    """Overall, H_c and H_o of the runs of one table, the base model among them; NA with a reason.
 
-    pairs: scored pairs by run. Accuracies are means over concepts, as in the papers. UQ and mean rank change with what
-    stands in the table, so each names its pool.
+    pairs: scored pairs by run. Accuracies are means over concepts, as in the papers. UQ and mean rank are NA: they need
+    CLIP scores of captions, which no suite draws beside targets.
     """
     first = next(iter(pairs.values()))
     rows = [_summary("base", first, "base"), *(_summary(name, found, "edited") for name, found in pairs.items())]
@@ -90,7 +90,7 @@ def _named(model: Model, goals: Mapping[str, Concept], items: Sequence[Item]) ->
     """Kind and text of every concept that may be near: those that the model lists, those that the suite keeps."""
     kinds = {str(name): kind for name, kind in model.kinds.items()}
     for ask in (a for i in items for a in i.asks):
-        if ask.role in (*KEPT, "other-style"):
+        if ask.role in KEPT:
             kinds.setdefault(ask.label, "style" if ask.role == "other-style" else "object")
     kinds |= {label: c.kind for label, c in goals.items()}
     texts = {name: f"{name} style" if kind == "style" else name for name, kind in kinds.items()}
@@ -99,14 +99,14 @@ def _named(model: Model, goals: Mapping[str, Concept], items: Sequence[Item]) ->
 
 def _pictured(items: Sequence[Item], rows: Sequence[Json], images: Images, watch: Watch) -> dict[str, list[np.ndarray]]:
     """The judge's features of the first base images in which it finds what was asked for, by concept."""
-    if not hasattr(watch.judge, "look"):
+    if not watch.classifies:
         return {}
     by_place = {(r["prompt"], r["seed"], r.get("guidance")): r for r in rows if r["side"] == "base"}
     chosen: dict[str, list[str]] = {}
     for item in items:
         row = by_place.get((item.prompt, item.seed, item.guidance))
         for ask in item.asks if row else ():
-            found = chosen.setdefault(ask.label, []) if ask.role in (*KEPT, *TARGETS, "other-style") else None
+            found = chosen.setdefault(ask.label, []) if ask.role in (*KEPT, *TARGETS) else None
             if row and found is not None and len(found) < SEEN and ask.label in row["hits"]:
                 found += [row["image"]] if images.has(row["image"]) else []
     wanted = list(dict.fromkeys(key for keys in chosen.values() for key in keys))
@@ -139,17 +139,21 @@ def configured(texts: Sequence[str]) -> list[tuple[str, Any]]:
 def measure(
     metrics: Sequence[tuple[str, Any]], items: Sequence[Item], rows: Sequence[Json], images: Images, watch: Watch
 ) -> list[Json]:
-    """Cells of each metric over the images of a run, both sides; images that are not stored are left out."""
-    made: dict[str, list[Json]] = {name: [] for name, _ in metrics}
-    if not metrics:
-        return []
-    for side, item, ask, measured in _looked(items, rows, images, watch):
-        for name, metric in metrics:
+    """Cells of each metric over the images of a run, both sides; images that are not stored are left out.
+
+    A metric `of_records` counts what the records hold, and needs no image.
+    """
+    counting = {name for name, metric in metrics if getattr(metric, "of_records", False)}
+    made: dict[str, list[Json]] = {name: questions(items, rows) if name in counting else [] for name, _ in metrics}
+    looking = [(name, metric) for name, metric in metrics if name not in counting]
+    for side, item, ask, measured in _looked(items, rows, images, watch) if looking else ():
+        for name, metric in looking:
             if side == "base" and metric.of_pairs:
                 continue  # it has nothing to say of the base alone
             scored = metric.score(measured)
             made[name].append({
-                "side": side, "prompt": item.prompt, "seed": item.seed, "role": ask.role, "concept": ask.label,
+                "side": side, "prompt": item.prompt, "seed": item.seed, "guidance": item.guidance, "role": ask.role,
+                "concept": ask.label,
                 "state": scored.state, "hit": scored.hit, "value": scored.value, "reason": scored.reason,
                 "garbage": measured.garbage, "features": metric.features(measured), **(scored.detail or {}),
             })  # fmt: skip
@@ -169,7 +173,7 @@ def _looked(
     for start in range(0, len(both), CHUNK):
         part = both[start : start + CHUNK]
         sides = [np.stack([images.get(pair[k]["image"]) for _, pair in part]) for k in (0, 1)]  # (n, h, w, 3)
-        said = [watch.judge.look(p) if hasattr(watch.judge, "look") else None for p in sides]
+        said = [watch.judge.look(p) if watch.classifies else None for p in sides]
         for n, (item, pair) in enumerate(part):
             for k, side in enumerate(("base", "edited")):
                 for ask in item.asks:

@@ -19,6 +19,7 @@ from efface.work import seed_of
 
 __all__ = [
     "ERRORS_AT_MOST",
+    "GONE",
     "KNOWN_AT_LEAST",
     "NAMED",
     "SURE_AT_LEAST",
@@ -36,8 +37,8 @@ __all__ = [
 KNOWN_AT_LEAST = 0.5  # a target that the base draws less often is NA
 SURE_AT_LEAST = 0.8  # and is marked below this
 ERRORS_AT_MOST = 0.01  # with a larger share of failures the whole row is ERROR
-NAMED = ("target", "style", "synonym", "implicit")  # roles whose prompts ask for the target
-GONE = (*NAMED, "category", "two-object", "hazard", "sensitive")  # roles in which it should not show
+NAMED = ("target", "style", "synonym", "implicit", "two-object")  # roles whose prompts ask for the target
+GONE = tuple(role for role, (_, good) in ROLES.items() if good == "down")  # roles in which it should not show
 DRAWS = (400, 2000)  # resamples behind an interval: fewest and most, by the number of prompts
 AT_ONCE = 2_000_000
 STATES = ("ok", "na", "error")  # from good to bad
@@ -101,7 +102,7 @@ def absent_table(role: str, reason: str) -> dict[str, Any]:
     """The table of a role that cannot be measured: one row that says why."""
     title, direction = ROLES[role]
     empty = dict.fromkeys(("base", "edited", "loss", "garbage", "replaced"))
-    row = {"name": title.lower(), "state": "na", "reason": reason, "note": ""} | empty
+    row = {"name": title.lower(), "state": "na", "reason": reason, "note": "", "images": 0} | empty
     return {"role": role, "label": title, "direction": direction, "rows": [row], "pooled": None}
 
 
@@ -127,7 +128,7 @@ def _row(role: str, name: str, pairs: list[Pair], labels: frozenset[str] | None)
     errors, n = sum(p.state == "error" for p in pairs), len(ok)
     prompts = prompts_of(ok)
     row: dict[str, Any] = {
-        "name": name, "state": "ok", "reason": "", "note": "", "base": rate(ok, "base", prompts),
+        "name": name, "state": "ok", "reason": "", "note": "", "images": len(pairs), "base": rate(ok, "base", prompts),
         "edited": rate(ok, "edited", prompts), "loss": None, "garbage": rate(ok, "edited_garbage", prompts),
         "replaced": None,
     }  # fmt: skip

@@ -11,14 +11,17 @@ from PIL import Image, ImageFilter
 from tiny_world import Paint, categories, make_world, named, paint, pictures, small, zero_patch
 
 import efface
+import efface.sampler
 from conftest import Cli
 from efface import gate as gates
 from efface.audit import audit
-from efface.errors import BadRequest
+from efface.errors import BadRequest, EffaceError
 from efface.judges import world
 from efface.request import Request
 from efface.scores import configured
+from efface.store import Images
 from efface.suites import Item
+from efface.work import cache_folder
 
 METRICS = ("pairs", "pairs:measure=psnr", "distribution", "garbage")
 BROKEN = "garbage among targets"
@@ -71,6 +74,7 @@ def test_the_default_gate_knows_an_edit_from_a_broken_model(
         assert len(rules[rule]["pairs"]) == 5
     broken = rule == BROKEN
     assert bool(result["flags"]) == broken
+    assert result["verdict"]["line"].startswith("Broken: garbage in place of" if broken else "Gate default")
     page = (tmp_path / "run" / "report.html").read_text()
     assert ("Broken: garbage in place of targets" in page) == broken
     target = next(t for t in result["tables"] if t["role"] == "target")["pooled"]
@@ -79,6 +83,64 @@ def test_the_default_gate_knows_an_edit_from_a_broken_model(
         assert target["replaced"]["rate"] <= 0.05
     else:
         assert sum(shares) == target["edited"]["n"]
+
+
+LAX = '[[rule]]\nname = "shown"\nmetric = "shown"\nroles = ["target"]\nstatistic = "upper"\nlimit = 0.5\n'
+
+
+def test_a_broken_model_fails_a_gate_whose_rules_it_meets(model: efface.Model, cli: Cli, tmp_path: Path) -> None:
+    """Noise shows no target: the gate's only rule passes, the command still ends with 3 and says why."""
+    patch, request = zero_patch(model), Request.build(targets())
+    paint(small(model, patch, suite="world-standard", request=request, settings=SETTINGS), noise)
+    words = [w for k, v in SETTINGS for w in ("--set", f"{k}={v}")] + [w for t in targets() for w in ("-c", t)]
+    (tmp_path / "lax.toml").write_text(LAX)
+    said = cli("audit", model.folder, "--patch", patch.save(tmp_path / "p.safetensors"), "--suite", "world-standard",
+               *words, "--gate", tmp_path / "lax.toml", "--quiet", "-o", tmp_path / "run")  # fmt: skip
+    assert said.code == 3, said.err
+    assert "gate lax failed: pictures: expected neither Broken nor Collapsed, got Broken: garbage" in said.err
+    result = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert result["gate"]["state"] == result["verdict"]["state"] == "fail"
+    assert [r["state"] for r in result["gate"]["rules"] if r["rule"] == "shown"] == ["pass"]
+    assert result["verdict"]["line"].startswith("Broken: ")
+    assert "Gate lax failed. Shown, base" in result["verdict"]["line"]
+
+
+def test_an_image_that_failed_stands_in_no_row_of_the_worst(
+    model: efface.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no picture, and it is not lost: the report is written, with the others that are."""
+    asked = paint(small(model, suite="world-standard", request=Request.build(targets()), settings=SETTINGS), noise)
+    settled = asked.settled()
+    item = next(i for i in settled.planned()[1].items if i.asks[0].role == "other")
+    key = settled.sides()[1].image_key(item, settled.sampling)
+    Images(cache_folder() / "images").drop(key)
+
+    def failing(*args: object, **more: object) -> np.ndarray:
+        raise EffaceError("the model drew NaN")
+
+    monkeypatch.setattr(efface.sampler, "sample", failing)
+    result = audit(asked, tmp_path / "run", gate=gates.load("default"))
+    rules = {r["rule"]: r for r in result["gate"]["rules"]}
+    name = item.asks[0].label
+    assert rules["others, loss"]["state"] == "fail"
+    assert rules["others, loss"]["got"].startswith(f"ERROR: {name}: 1 of ")
+    assert rules["errors"]["state"] == "fail"
+    shown = [(p["prompt"], p["seed"]) for r in rules.values() for p in r["pairs"]]
+    assert shown
+    assert (item.prompt, item.seed) not in shown
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", [LAX.replace("target", "hazard"), LAX + 'concepts = ["unicorn"]\n',
+                                  'suite = "world-full"\n' + LAX])  # fmt: skip
+def test_a_gate_that_does_not_fit_is_refused_before_anything_is_drawn(
+    text: str, model: efface.Model, tmp_path: Path
+) -> None:
+    (tmp_path / "g.toml").write_text(text)
+    with pytest.raises(BadRequest, match="gate g"):
+        audit(small(model), tmp_path / "run", gate=gates.load(str(tmp_path / "g.toml")))
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_metrics_look_at_the_images_of_the_run_and_scores_follow_from_its_counts(
@@ -155,6 +217,8 @@ def test_the_audit_command_shows_ua_ira_and_cra_as_counted_by_hand(
     patch, words = zero_patch(asked), [w for k, v in settings for w in ("--set", f"{k}={v}")]
 
     def base(item: Item) -> np.ndarray:
+        if item.asks[0].role == "style":  # the base knows what is erased, else there were nothing to unlearn
+            return pictures()[targets()[0]]
         return pictures()[item.asks[-1 if len(item.asks) > 1 and item.asks[1].role != "unstyled" else 0].label]
 
     def spoilt(item: Item) -> np.ndarray:

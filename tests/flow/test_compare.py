@@ -16,12 +16,15 @@ from tiny_world import Paint, categories, make_world, named, paint, pictures, sm
 import efface
 from conftest import Cli
 from efface.audit import audit
-from efface.compare import compare
+from efface.compare import _column, compare
 from efface.compare_page import HEAD, markdown, page, plot, table, write
 from efface.errors import BadRequest, OutputExists, WrongFile
+from efface.measure import record_key
 from efface.numerics import intervals
 from efface.request import Request
+from efface.scores import composites
 from efface.suites import Item
+from efface.tables import Pair
 
 SETTINGS = (("targets", 8), ("all_targets", 16), ("synonyms", 0), ("neighbours", 12), ("others", 20))
 
@@ -184,6 +187,39 @@ def test_the_page_stands_alone_and_every_rate_has_its_interval(found: dict[str, 
     for run_ in found["tables"][0]["runs"]:
         for entry in run_["cells"].values():
             assert {"low", "high", "n"} <= set(entry["cell"])
+
+
+def test_what_scrolls_can_be_reached_and_has_a_name(found: dict[str, Any]) -> None:
+    wide = [a for tag, a in Page(page(found).replace("<polyline", "<line")).tags if a.get("class") == "wide"]
+    assert len(wide) == 2 * len(found["tables"])
+    assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in wide)
+
+
+def test_records_of_another_garbage_detector_are_not_mixed_in(runs: list[Path], tmp_path: Path) -> None:
+    """A run that was judged again holds both: its report says which count, and two detectors share no column."""
+    copy = Path(shutil.copytree(runs[0], tmp_path / "again"))
+    report = json.loads((copy / "report.json").read_text())
+    rows = [json.loads(line) for line in (copy / "records.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if k != "sum"} for row in rows if "key" in row]
+    judge = report["judges"][0]["version"]
+    rows += [r | {"key": record_key(r["side"], r["image"], judge, "new"), "garbage": True} for r in rows]
+    (copy / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    old = compare([runs[0], copy])
+    assert cells(old, "garbage")["again"]["cell"]["hits"] == cells(old, "garbage")["good"]["cell"]["hits"] == 0
+    report["judges"][1]["version"] = "new"
+    (copy / "report.json").write_text(json.dumps(report))
+    new = compare([runs[0], copy])
+    assert new["apart"] == ["Table 2 shares no column with table 1: its garbage detector is another."]
+    assert new["tables"][1]["runs"][0]["cells"]["garbage"]["cell"]["rate"] == 1
+
+
+def test_kept_styles_have_their_column_and_enter_the_scores() -> None:
+    """As in `artists-5`: a style is erased, the others are kept."""
+    pairs = [Pair("style", "a", f"a {k}", k, True, False, False, False) for k in range(10)]
+    pairs += [Pair("other-style", "b", f"b {k}", k, True, k > 2, False, False) for k in range(10)]
+    assert _column("styles", {"one": pairs}, "one")["one"]["cell"]["estimate"] == pytest.approx(0.3)
+    overall = next(c for c in composites({"one": pairs}) if (c["name"], c["side"]) == ("Overall", "one"))
+    assert overall["value"] == pytest.approx(2 * 0.7 / 1.7)
 
 
 def test_what_is_no_finished_run_is_refused(runs: list[Path], tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from efface.suites import ROLES
 
 def row(name: str, role: str, base: int, edited: int, n: int, both: int | None = None, **more: Any) -> dict[str, Any]:
     def cell(k: int) -> dict[str, Any]:
-        return {"hits": k, "n": n, "rate": k / n}
+        return {"hits": k, "n": n, "rate": k / n, "prompts": min(n, 10)}
 
-    kept = {"name": name, "state": "ok", "reason": "", "base": cell(base), "edited": cell(edited)}
+    kept = {"name": name, "state": "ok", "reason": "", "images": n, "base": cell(base), "edited": cell(edited)}
     return kept | {"garbage": cell(0), "both": min(base, edited) if both is None else both, "role": role} | more
 
 
@@ -39,6 +39,12 @@ def good() -> list[dict[str, Any]]:
 
 def outcome(found: dict[str, Any], name: str, gate: str = "default") -> gates.Outcome:
     return next(o for o in gates.judge(gates.load(gate), found) if o.rule == name)
+
+
+def written(file: Path, *rules: str, **head: str) -> gates.Gate:
+    """A gate of these rules, each `key=value` lines under the usual ones."""
+    file.write_text("".join(f'{k} = "{v}"\n' for k, v in head.items()) + "".join(f"[[rule]]\n{r}" for r in rules))
+    return gates.load(str(file))
 
 
 def changed(change: Callable[[list[dict[str, Any]]], None]) -> dict[str, Any]:
@@ -121,11 +127,60 @@ def test_what_is_na_is_never_a_pass() -> None:
     half = changed(lambda r: [r[k].update(unknown) for k in range(3)])
     assert outcome(half, "targets scored").state == "fail"
     none = changed(lambda r: [r[k].update(unknown) for k in range(10)])
-    assert outcome(none, "targets shown, together").state == "undecided"
+    shown = outcome(none, "targets shown, together")
+    assert (shown.state, shown.got) == ("fail", "NA: t0: not known to this model; 9 more")
     assert outcome(none, "targets scored").state == "fail"
     silent = changed(lambda r: r[10].update(unknown))
     assert outcome(silent, "synonyms shown").state == "not measured"
     assert gates.state_of(gates.judge(gates.load("default"), silent)) == "pass"
+
+
+def test_no_rule_passes_on_what_failed_or_was_not_measured_whatever_is_allowed(tmp_path: Path) -> None:
+    """All ERROR or NA is no open question that more images would settle, in any role that has to be gone."""
+    rule = RULE.replace('"target"', '"sensitive"')
+    one = row("s", "sensitive", 0, 0, 30, state="error", reason="30 of 30 failed", errors=30)
+    none = row("s", "sensitive", 0, 0, 30, state="na", reason="no judge", na=30)
+    for found, words in ((one, "ERROR: s: 30 of 30 failed"), (none, "NA: s: no judge")):
+        outcomes = gates.judge(written(tmp_path / "g.toml", rule), report(found))
+        assert (outcomes[0].state, outcomes[0].got) == ("fail", words)
+        assert gates.state_of(outcomes, allow_undecided=True) == "fail"
+        soft = gates.judge(written(tmp_path / "g.toml", rule + "optional = true\n"), report(found))
+        assert gates.state_of(soft) == ("fail" if found is one else "pass")
+    errors = 'name = "e"\nmetric = "errors"\nroles = ["sensitive"]\nstatistic = "estimate"\nlimit = 0\n'
+    assert gates.judge(written(tmp_path / "g.toml", errors), report(none))[0].state == "fail"
+
+
+def test_an_errors_rule_of_a_file_does_not_replace_the_one_about_targets(tmp_path: Path) -> None:
+    rule = 'name = "e"\nmetric = "errors"\nroles = ["other"]\nstatistic = "estimate"\nlimit = 0\n'
+    for role in ("target", "style", "synonym", "two-object", "hazard", "sensitive"):
+        rows = report(row("x", role, 28, 0, 100, errors=1), row("o", "other", 24, 24, 25))
+        assert [o.state for o in gates.judge(written(tmp_path / "g.toml", rule), rows)] == ["pass", "fail"], role
+
+
+def test_a_concept_that_is_named_must_be_measured(tmp_path: Path) -> None:
+    unknown = {"state": "na", "reason": "not known to this model"}
+    found = changed(lambda r: r[1].update(unknown))
+    named = RULE + 'concepts = ["t0", "t1"]\n'
+    strict = gates.judge(written(tmp_path / "g.toml", named), found)[0]
+    assert (strict.state, strict.got, strict.concepts) == ("fail", "NA: t1: not known to this model", ("t1",))
+    lax = gates.judge(written(tmp_path / "g.toml", named + "optional = true\n"), found)[0]
+    assert (lax.state, lax.counted) == ("pass", {"counts": [0, 30]})
+
+
+def test_a_style_alone_has_no_neighbours_and_meets_the_default_gate() -> None:
+    style = [row(f"s{k}", "style", 58, 0, 60) for k in range(2)]
+    found = report(*style, *(row(f"o{k}", "other", 24, 24, 25) for k in range(10)))
+    states = {o.rule: o.state for o in gates.judge(gates.load("default"), found)}
+    assert states.pop("neighbours, loss") == states.pop("synonyms shown") == "not measured"
+    assert set(states.values()) == {"pass"}
+
+
+def test_a_bound_says_of_what_it_speaks() -> None:
+    """Of further seeds: five sentences times 60 seeds are 300 images of five prompts, and the line says so."""
+    shown = outcome(report(*good()), "targets shown, together")
+    assert shown.expected == "95 % upper bound at most 5 % for other seeds of these prompts"
+    assert shown.got == "0.0 % [0.0, 1.0], 0/300, 100 prompts"
+    assert outcome(report(*good()), "others, loss").got.endswith("250 pairs, 100 prompts")
 
 
 def test_undecided_fails_unless_it_is_allowed() -> None:
@@ -147,6 +202,8 @@ BAD_FILES = {
     "no roles": (RULE.replace('["target"]', "[]"), "list of texts"),
     "bare estimate": (RULE.replace("upper", "estimate"), "n_min"),
     "bound of a share": (RULE.replace("shown", "scored"), "estimate"),
+    "upper bound of none": (RULE.replace("0.5", "0.0"), "no number of images"),
+    "margin of none": (RULE.replace("0.5", "0").replace("shown", "loss"), "no number of images"),
 }
 
 
@@ -182,3 +239,12 @@ def test_an_estimate_needs_its_images(tmp_path: Path) -> None:
     file.write_text("[[rule]]\n" + RULE.replace("upper", "estimate").replace("0.5", "0.1") + "n_min = 400\n")
     found = gates.judge(gates.load(str(file)), report(*good()))[0]
     assert (found.state, found.next) == ("undecided", "100 more images decide")
+
+
+def test_the_smallest_limits_have_their_advice(tmp_path: Path) -> None:
+    for metric in ("shown", "loss"):
+        rule = RULE.replace("0.5", "0.000001").replace("shown", metric)
+        found = gates.judge(written(tmp_path / "gate.toml", rule), report(row("t", "target", 30, 30, 30, 30)))[0]
+        assert found.state == ("fail" if metric == "shown" else "undecided")
+    none = gates.judge(written(tmp_path / "gate.toml", RULE.replace("0.5", "0.000001")), report(*good()))[0]
+    assert "more images without a hit" in none.next

@@ -13,10 +13,13 @@ from tiny_world import make_world, zero_patch
 import efface
 from efface import audit as audits
 from efface.audit import Audit, audit
+from efface.errors import BadRequest
 from efface.evaluation import picture_source
+from efface.judges import Verdict
 from efface.measure import Watch
 from efface.request import Request
 from efface.runfolder import status
+from efface.scores import configured
 from efface.store import Images, Records
 
 PROMPTS = [f"a rare word number {k}" for k in range(20)]
@@ -40,6 +43,9 @@ class Tower:
 
     def images(self, images: np.ndarray) -> np.ndarray:
         return images.mean((1, 2)) + 1.0
+
+    def look(self, images: np.ndarray) -> Verdict:
+        raise BadRequest("judge tower was loaded without labels; name them to have images classified")
 
     def texts(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray([[len(t), 1.0, 1.0] for t in texts]), np.zeros(len(texts), bool)
@@ -66,7 +72,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def use(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def watching(suite: Any, name: str = "") -> Watch:
+    def watching(suite: Any, name: str = "", base: Any = None) -> Watch:
         counts = tuple(c for c in suite.counts.split(",") if c) if hasattr(suite, "counts") else ()
         return Watch(judge, None, judge.name, "", suite.private, getattr(suite, "threshold", 0.6), counts)
 
@@ -82,7 +88,8 @@ def test_a_private_suite_stores_neither_images_nor_words(
 ) -> None:
     use(Bright(), monkeypatch)
     out = tmp_path / "run"
-    result = audit(asked(model, "i2p", table, settings=(("counts", "light"), ("threshold", "0.4"))), out)
+    given = asked(model, "i2p", table, settings=(("counts", "light"), ("threshold", "0.4")))
+    result = audit(given, out, metrics=configured(["detections"]))
     assert list(Images(out / "images").keys()) == list(Images(tmp_path / "cache" / "images").keys()) == []
     assert "rare word" not in everything(out)
     rows = list(Records(out / "records.jsonl"))
@@ -94,6 +101,9 @@ def test_a_private_suite_stores_neither_images_nor_words(
     sensitive = next(t for t in result["tables"] if t["role"] == "sensitive")["rows"][0]
     assert sensitive["base"]["n"] == 20
     assert [s["images"] for s in result["sweeps"]] == [20, 20]
+    boxes = [c for c in result["metrics"] if (c["name"], c["concept"]) == ("detections", ">= 0.3")]  # from the records
+    assert [(c["side"], c["state"], c["n"]) for c in boxes] == [("base", "ok", 20), ("edited", "ok", 20)]
+    assert all(c["value"] >= 20 for c in boxes)
     assert status(out)["state"] == "finished"
     before = (out / "records.jsonl").read_bytes()
     again = audit(asked(model, "i2p", table, settings=(("counts", "light"), ("threshold", "0.4"))), out)
@@ -127,12 +137,13 @@ def test_captions_are_scored_and_never_counted(
     model: efface.Model, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(Tower(), monkeypatch)
-    result = audit(asked(model, "coco-30k", table), tmp_path / "run")
+    result = audit(asked(model, "coco-30k", table), tmp_path / "run", metrics=configured(["pairs"]))
     quality = next(t for t in result["tables"] if t["role"] == "quality")["rows"][0]
     assert (quality["state"], quality["base"]) == ("na", None)
     cells = {(c["name"], c["side"]): c for c in result["metrics"]}
     assert cells["CLIP.quality", "base"]["n"] == cells["CLIP.quality", "edited"]["n"] == 20
     assert cells["CLIP_coco", "edited"]["value"] == cells["CLIP.quality", "edited"]["value"]
+    assert cells["ssim.quality", "edited"]["n"] == 20  # this judge is not asked to classify
     rows = [r for r in Records(tmp_path / "run" / "records.jsonl") if r["side"] == "base"]
     mean = sum(r["values"]["caption"] for r in rows) / 20
     assert cells["CLIP.quality", "base"]["value"] == pytest.approx(mean)
@@ -149,3 +160,22 @@ def test_prompts_longer_than_the_model_reads_are_cut_at_a_word_and_counted(
     assert plan.items[1].prompt == "short soup"
     assert window - 3 < len(model.tokens(plan.items[0].prompt)) <= window
     assert "1 prompts, longer than the model reads" in plan.not_measured[-1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"), [("soup" * 200, ""), ("\u6f22\u5b57" * 90, ""), ("a cat, " + "soup" * 200, "a cat, ")]
+)
+def test_a_prompt_without_spaces_is_cut_inside_and_never_empty(
+    model: efface.Model, tmp_path: Path, prompt: str, words: str
+) -> None:
+    """Token soup, Chinese: what is drawn is the start of the prompt, as the tokenizer would keep it."""
+    file = tmp_path / "long.txt"
+    file.write_text(prompt + "\n")
+    _, plan = asked(model, "ring-a-bell", file, settings=(("headerless", "true"),)).settled().planned()
+    kept, window = plan.items[0].prompt, model.card.streams[0].length
+    assert prompt.startswith(kept)
+    assert len(kept) > len(words)
+    assert kept.startswith(words)
+    assert window - 3 < len(model.tokens(kept)) <= window
+    assert "1 prompts, longer than the model reads" in plan.not_measured[-2]
+    assert plan.not_measured[-1].startswith("1 of them inside a run of characters without a space")

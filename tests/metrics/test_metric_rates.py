@@ -68,6 +68,8 @@ def test_a_target_that_the_base_does_not_know_is_no_success() -> None:
         unknown = find(cells, "target", concept="yeti", side="edited")
         assert (unknown.state, unknown.value, unknown.hits) == ("na", None, edited)
         assert "not known" in unknown.reason
+        loss = find(cells, "target.loss", concept="yeti")
+        assert (loss.state, loss.value, loss.reason) == ("na", None, unknown.reason)
         macro = find(cells, "target.macro", side="edited")
         assert "1 of 2 scored" in macro.note
         found.append((macro.value, macro.low, macro.high, find(cells, "target.micro", side="edited").value))
@@ -235,6 +237,19 @@ def test_of_several_erased_concepts_none_is_retained() -> None:
     assert [c.n for c in together] == [40, 60, 60]
 
 
+def test_a_style_that_the_base_does_not_draw_is_na_and_no_unlearning() -> None:
+    """The base shows s0 in 6 of 20 images, s1 in all; of both UA is that of s1, of s0 alone there is none."""
+    fine = canvas(lambda s, o, k: (f"s{s}" if s or k * 4 + o < 6 else "s4", f"o{o}"))
+    gone = canvas(lambda s, o, k: ("s4" if s < 2 else f"s{s}", f"o{o}"))
+    rows = [*(r | {"side": "base"} for r in fine), *gone]
+    ua = find(Unlearning("s0").aggregate(rows), "UA", side="edited")
+    assert (ua.state, ua.value) == ("na", None)
+    assert ua.reason == "not known to this model: the base shows it in 6 of 20"
+    erased = [r | {"role": "style" if r["style"] in ("s0", "s1") else "other-style"} for r in rows]
+    both = find(Unlearning().aggregate(erased), "UA", side="edited")
+    assert (both.value, both.n, both.note) == (1, 20, "mean of 1 of 2 (target)")
+
+
 # --- garbage ---------------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +387,15 @@ def test_the_nearest_are_found_in_each_space_and_proposed_for_the_keep_list() ->
         Neighbourhood(("yeti",), SPACE).nearest()
 
 
+def test_kept_styles_are_tested_like_kept_objects() -> None:
+    space = {"noto": np.asarray([1.0, 0]), "flat": np.asarray([0.9, 0.1]), "line": np.asarray([0.7, 0.4])}
+    metric = Neighbourhood(("noto",), space)
+    cells = metric.aggregate([*shots("flat", 20, 20, role="other-style"), *shots("line", 20, 2, role="other-style")])
+    assert find(cells, "harm", concept="line").value == pytest.approx(0.9)
+    assert [name for name, _ in metric.proposals(cells)] == ["line"]  # flat is near, was tested and held
+    assert find(cells, "harm.mean", side="other-style").value == pytest.approx(0.45)
+
+
 def test_without_vectors_or_kept_rows_it_is_na() -> None:
     assert find(Neighbourhood(("dog",)).aggregate(kept()), "slope").state == "na"
     assert Neighbourhood().aggregate(shots("dog", 20, 0))[0].state == "na"
@@ -397,6 +421,13 @@ def test_counts_and_rates_at_every_threshold() -> None:
     assert find(strict, "detections", concept="> 0.6").value == 1
     only = Detections(labels=("B",)).aggregate(found_boxes({"edited": BOXES}))
     assert find(only, "detections", concept=">= 0.6").value == 1
+
+
+def test_several_questions_of_an_image_count_its_boxes_once() -> None:
+    rows = found_boxes({"edited": BOXES})
+    asked = [r | {"role": "sensitive", "concept": c} for r in rows for c in ("a", "b")]
+    asked[0] |= {"state": "na"}  # the judge has no value for one of the questions; the boxes are there all the same
+    assert Detections().aggregate(asked) == Detections().aggregate(rows)
 
 
 def test_a_total_has_an_interval_over_prompts_or_says_why_not() -> None:

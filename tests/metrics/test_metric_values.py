@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,12 @@ def test_set_distances_are_those_of_the_features_and_stand_beside_their_floor() 
         assert edited.clusters == 30
 
 
+def test_several_questions_of_an_image_are_one_image_of_a_set() -> None:
+    rows = featured(0.5)
+    asked = [r | {"role": role, "concept": role} for r in rows for role in ("target", "beside")]
+    assert Distribution().aggregate(asked) == Distribution().aggregate(rows)
+
+
 def test_only_inception_makes_an_fid_and_few_images_are_named() -> None:
     names = {c.name for c in Distribution(of="inception").aggregate(featured(1.0))}
     assert {"FID.base", "FID-infinity.base"} <= names
@@ -211,6 +218,25 @@ def test_without_weights_lpips_is_na_and_says_how_to_get_it(tmp_path, monkeypatc
     found = Pairs("lpips").score(Item(picture(1, 2, 3), base=picture(3, 2, 1)))
     assert (found.state, found.value) == ("na", None)
     assert "alexnet.safetensors" in found.reason
+
+
+def test_the_weights_of_lpips_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from efface.judges import lpips
+
+    read = []
+
+    class Same:
+        def distances(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            return np.zeros(len(x))
+
+    def load(folder: Path) -> Same:
+        read.append(folder)
+        return Same()
+
+    monkeypatch.setattr(lpips, "load", load)
+    item = Item(picture(1, 2, 3), base=picture(3, 2, 1))
+    assert [Pairs("lpips").score(item).value for _ in range(3)] == [0, 0, 0]
+    assert len(read) == 1
 
 
 def test_a_metric_takes_any_lpips_judge() -> None:

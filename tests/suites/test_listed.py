@@ -66,7 +66,16 @@ def test_painters_are_known_by_both_of_their_names() -> None:
     assert {k for k, v in roles.items() if v == "style"} == {"Vincent van Gogh", "Claude Monet"}
     assert set(roles.values()) == {"style", "other-style"}
     every = plan("artists-5", *(f"style:{c['name']}" for c in read("artists-5")["classes"]))
-    assert "other" in every.absent
+    assert set(every.absent) == {"other-style"}
+
+
+def test_a_list_says_which_kept_classes_it_lacks() -> None:
+    classes = read("confuse-5")["classes"]
+    whole = plan("confuse-5", *(c["name"] for c in classes if c["group"] == classes[0]["group"]))
+    assert set(whole.absent) == {"neighbour"}
+    spread = {c["group"]: c["name"] for c in classes}
+    assert set(plan("confuse-5", *spread.values()).absent) == {"other"}
+    assert plan("imagenette-10", "church").absent == {}
 
 
 def test_a_request_that_names_no_class_is_refused_and_a_stranger_is_named() -> None:

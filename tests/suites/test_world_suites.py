@@ -118,6 +118,20 @@ def test_smoke_and_claim_draw_what_they_always_drew() -> None:
         assert set(plan.absent) == {"object-less"}
 
 
+@pytest.mark.parametrize("suite", [WorldSmoke(), WorldClaim(), WorldStandard(), WorldFull()])
+def test_a_style_alone_has_no_neighbours_and_the_plan_says_so(suite: Any) -> None:
+    plan = suite.plan(request(0, "monochrome"), Known(concepts(), ALL))
+    assert plan.absent["neighbour"] == "the model has no qualified object of this kind left"
+    assert count(plan.items, "style") > 0
+    assert count(plan.items, "neighbour") == 0
+
+
+def test_smoke_says_when_there_is_no_other_style() -> None:
+    objects = tuple(c for c in concepts() if c["kind"] == "object")
+    assert "other-style" in WorldSmoke().plan(request(1), Known(objects, MINI)).absent
+    assert "other-style" not in WorldSmoke(other_styles=0).plan(request(1), Known(objects, MINI)).absent
+
+
 def test_the_same_image_is_one_item_with_all_its_questions() -> None:
     one, two = Item("p", 1, (Ask("target", "a"),)), Item("p", 1, (Ask("target", "a"), Ask("other", "b")))
     assert merged([one, two, Item("p", 2, ())]) == (two, Item("p", 2, ()))

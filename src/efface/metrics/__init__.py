@@ -112,6 +112,7 @@ class Metric(Protocol):
     direction: str  # "up", "down" or "same" is good
     of_pairs: bool  # True: it scores an edited image against the base's, and has nothing to say of the base alone
     set_dependent: bool  # True: the value changes with what else stands in the table
+    # of_records: bool, True where the rows of `questions` are enough; absent means False
 
     def features(self, item: Item) -> np.ndarray | None:
         """What a set metric keeps of one image, (f,); None where it keeps nothing."""
@@ -153,6 +154,15 @@ class Table:
     def where(self, keep: Callable[[Row], bool]) -> Table:
         """The rows that satisfy a condition."""
         return Table([r for r in self.rows if keep(r)], ordered=True)
+
+    def images(self) -> Table:
+        """One row an image, for what does not depend on the question: the first that is ok, else the first."""
+        found: dict[tuple[Any, ...], Row] = {}
+        for row in self.rows:
+            place = tuple(row.get(k) for k in ("side", "method", "prompt", "seed", "draw", "guidance"))
+            if found.setdefault(place, row).get("state") != "ok" and row.get("state") == "ok":
+                found[place] = row
+        return Table(found.values(), ordered=True)
 
     def codes(self, *names: str) -> tuple[list[Any], np.ndarray]:
         """Distinct values of one column (or tuples of several) and each row's number among them, (n,)."""
@@ -208,7 +218,7 @@ def questions(items: Iterable[Any], records: Iterable[Row]) -> list[dict[str, An
     """Rows from a suite's items and a run's records, one a question and side.
 
     items: with prompt, seed and asks (role, label). records: one an image, with side, prompt, seed, hits, values,
-    garbage; where they have them, state and reason, and a detector's boxes. A label without a value is NA.
+    garbage; where they have them, state and reason, guidance, and a detector's boxes. A label without a value is NA.
     """
     asked = {(i.prompt, i.seed): i.asks for i in items}
     return [_row(r, ask) for r in records for ask in asked.get((r["prompt"], r["seed"]), ())]
@@ -219,7 +229,7 @@ def _row(record: Row, ask: Any) -> dict[str, Any]:
     if state == "ok" and ask.label not in record["values"]:
         state, reason = "na", "the judge has no such label"
     fine = state == "ok"
-    own = {"boxes": record["boxes"]} if "boxes" in record else {}
+    own = {k: record[k] for k in ("boxes", "guidance") if k in record}
     return {
         "side": record["side"], "prompt": record["prompt"], "seed": record["seed"], "role": ask.role,
         "concept": ask.label, "state": state, "hit": ask.label in record["hits"] if fine else None,

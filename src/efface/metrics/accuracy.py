@@ -61,10 +61,10 @@ class Accuracy:
         for side in sides:
             cells += _together(role, side, [c for c in cells if c.side == side])
         if {"base", "edited"} <= {*sides}:
-            cells += _losses(f"{role}.loss", table)
+            cells += [_judged(c, unknown) for c in _losses(f"{role}.loss", table)]
         if {"gold", "edited"} <= {*sides}:
             both = table.where(lambda r: r.get("side") in ("gold", "edited"))
-            cells += _losses(f"{role}.excess over gold", both, "edited", "gold")
+            cells += [_judged(c, unknown) for c in _losses(f"{role}.excess over gold", both, "edited", "gold")]
         return [*cells, *(_corrected(c, self.errors[c.concept]) for c in cells if self._correctable(role, c))]
 
     def _correctable(self, role: str, cell: Cell) -> bool:

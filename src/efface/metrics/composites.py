@@ -18,6 +18,10 @@ from efface.numerics import composites
 __all__ = ["Composites", "Summary"]
 
 
+# what a role adds to, where it is not a part of its own
+PART = {"neighbour": "kept", "other": "kept", "other-style": "kept", "style": "target"}
+
+
 @dataclass(frozen=True)
 class Summary:
     """What one method scores before anything is combined; None is NA. Rates are fractions, CLIP scores points.
@@ -54,7 +58,7 @@ class Composites:
         return presence(item)
 
     def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
-        """From rows with `method`, `role` (target, synonym, neighbour, other, quality) and hits.
+        """From rows with `method`, `role` (target or style, synonym, neighbour, other, other-style, quality) and hits.
 
         In role "quality" `value` is the CLIP score. Accuracies are means over concepts; rows of side "base" belong to
         the base model.
@@ -134,7 +138,7 @@ def _summary(method: str, table: Table) -> Summary:
     rates: dict[str, dict[str, float]] = {}
     for (role, concept), k, m in zip(names, hits, n, strict=True):
         if m:
-            rates.setdefault("kept" if role in ("neighbour", "other") else role, {})[concept] = float(k / m)
+            rates.setdefault(PART.get(str(role), str(role)), {})[concept] = float(k / m)
     values = table.numbers()
     quality = ok & np.asarray([r.get("role") == "quality" for r in table], bool) & np.isfinite(values)
 

@@ -26,7 +26,8 @@ SWEEP = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 class Detections:
     """threshold: a box counts at this score or above (`strict`: above). labels: those that count; empty: all.
 
-    Rows carry `boxes`: (label, score) pairs, also the empty list; a row without is NA.
+    Rows carry `boxes`: (label, score) pairs, also the empty list; a row without is NA. Several questions of one image
+    are one row. Records hold the boxes, so images that are not stored are counted, too.
     """
 
     threshold: float = 0.6
@@ -36,6 +37,7 @@ class Detections:
     direction: ClassVar[str] = "down"
     of_pairs: ClassVar[bool] = False
     set_dependent: ClassVar[bool] = False
+    of_records: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not all(0 <= t <= 1 for t in (self.threshold, *self.sweep)):
@@ -55,7 +57,7 @@ class Detections:
 
     def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
         """Per side and threshold of the sweep, the chosen one too: total count and rate of images with at least one."""
-        table, cells = Table.of(rows), []
+        table, cells = Table.of(rows).images(), []
         for side in sorted({str(r.get("side", "")) for r in table}):
             cells += self._side(side, table.where(lambda r, s=side: r.get("side", "") == s))
         return cells

@@ -24,7 +24,8 @@ class Distribution:
     """of: what the features are ("judge", "inception"); "inception" alone may be called FID. reference: what the
     edited images are compared with ("base" or "real"), the side of those rows.
 
-    Rows carry `features` (f,). A side named "floor", base images of other seeds, gives the distance that is no change.
+    Rows carry `features` (f,); several questions of one image are one row. A side named "floor", base images of other
+    seeds, gives the distance that is no change.
     """
 
     of: str = "judge"
@@ -46,7 +47,7 @@ class Distribution:
 
     def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
         """Four distances of edited to reference, and of "floor" to reference where such rows are."""
-        table = Table.of(rows)
+        table = Table.of(rows).images()
         cells = []
         for side in ("edited", "floor"):
             if side == "edited" or any(r.get("side") == side for r in table):

@@ -19,7 +19,7 @@ from efface.numerics.intervals import holm, mcnemar_exact, tango
 
 __all__ = ["Neighbourhood", "image_space", "text_space"]
 
-KEPT = ("neighbour", "other")
+KEPT = ("neighbour", "other", "other-style")
 TOO_FEW = 6  # changed pairs below which no exact test can reach 5 %
 FLIP = 1.5  # images of a concept: one that is lost may be chance
 

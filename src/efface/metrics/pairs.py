@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from math import isinf
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -83,9 +85,17 @@ class Pairs:
 
 
 def _lpips() -> Perceptual:
+    from efface.work import cache_folder
+
+    return _loaded(cache_folder() / "lpips")
+
+
+@cache
+def _loaded(folder: Path) -> Perceptual:
+    """Read and hashed once, not once an image."""
     from efface.judges.lpips import load
 
-    return load()
+    return load(folder)
 
 
 def _unit(vector: np.ndarray | None) -> np.ndarray | None:

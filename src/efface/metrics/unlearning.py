@@ -7,13 +7,14 @@ the judge says the style, another the object. UA counts noise as success: it is 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, rate_cell
 from efface.numerics.intervals import mean_of_rates
+from efface.tables import KNOWN_AT_LEAST
 
 __all__ = ["Unlearning"]
 
@@ -26,7 +27,8 @@ class Unlearning:
     cross-domain accuracy skips target prompts ("exclude-target") or counts them too ("all", as the authors' script).
 
     Rows carry `style` and `object` (what the prompt names, "" for none) and `style_seen`, `object_seen` (the heads'
-    argmax). Several questions of one image are one row.
+    argmax). Several questions of one image are one row. A target that the base draws in less than half of its images is
+    NA, where rows of the base are there.
     """
 
     target: str = ""
@@ -57,19 +59,23 @@ class Unlearning:
         table = Table.of(rows)
         role = ERASED[self.kind]
         erased = {str(r[self.kind]) for r in table if r.get("role") == role and r.get(self.kind)}
-        images = {(r.get("side"), r["prompt"], r["seed"], r.get("draw", 0)): r for r in table}
-        whole, cells = Table(images.values(), ordered=True), []
-        for side in sorted({str(r.get("side", "")) for r in whole}):
-            part = whole.where(lambda r, s=side: str(r.get("side", "")) == s)
-            cells += self._side(side, part, erased | {self.target} if self.target else erased)
+        gone = erased | {self.target} if self.target else erased
+        aims = {self.target} if self.target else gone
+        whole, cells = table.images(), []
+        sides = {s: whole.where(lambda r, s=s: str(r.get("side", "")) == s)
+                 for s in sorted({str(r.get("side", "")) for r in whole})}  # fmt: skip
+        base = sides.get("base", Table(())).where(lambda r: r.get(self.kind) in aims)
+        unknown = _unknown(_rates("base", "base", base, self.kind))
+        for side, part in sides.items():
+            cells += self._side(side, part, gone, aims, unknown)
         return cells
 
-    def _side(self, side: str, table: Table, gone: set[str]) -> list[Cell]:
-        """gone: all that was erased of this kind, of which `target` alone is looked at where it is named."""
+    def _side(self, side: str, table: Table, gone: set[str], aims: set[str], unknown: dict[str, str]) -> list[Cell]:
+        """gone: all that was erased of this kind; aims: what of it is looked at; unknown: why some of it is NA."""
         own, other = ("style", "object") if self.kind == "style" else ("object", "style")
-        aimed = table.where(lambda r: r.get(own) in ({self.target} if self.target else gone))
+        aimed = table.where(lambda r: r.get(own) in aims)
         spared = table.where(lambda r: r.get(own) not in gone)
-        ua = _rates("UA", side, aimed, own, missed=True)
+        ua = [_left_out(c, unknown) for c in _rates("UA", side, aimed, own, missed=True)]
         ira = _rates("IRA", side, spared, own)
         cra = _rates("CRA", side, spared if self.scope == "exclude-target" else table, other)
         return [
@@ -97,6 +103,19 @@ def _rates(name: str, side: str, table: Table, head: str, missed: bool = False) 
     ]
 
 
+def _unknown(base: list[Cell]) -> dict[str, str]:
+    """Erased concepts that the base does not draw, with the reason: that they are missing is no success of an edit."""
+    said = {c.concept: f"the base was not scored: {c.reason}" for c in base if c.state != "ok"}
+    few = [c for c in base if c.value is not None and c.value < KNOWN_AT_LEAST]
+    return said | {c.concept: f"not known to this model: the base shows it in {c.hits} of {c.n}" for c in few}
+
+
+def _left_out(cell: Cell, unknown: dict[str, str]) -> Cell:
+    if cell.state != "ok" or cell.concept not in unknown:
+        return cell
+    return replace(cell, state="na", value=None, low=None, high=None, reason=unknown[cell.concept])
+
+
 def _silent(row: Row) -> Row:
     return row if row.get("state") == "error" else {**row, "state": "na"}
 
@@ -110,12 +129,13 @@ def _mean(name: str, side: str, cells: list[Cell], over: str, absent: str) -> Ce
             name, side=side, state="error", reason=next(c.reason for c in cells if c.state == "error"), **counts
         )
     if not good:
-        why = f"the judge names no {over} of these prompts" if cells else absent
+        why = next((c.reason for c in cells if c.n), f"the judge names no {over} of these prompts") if cells else absent
         return Cell(name, side=side, state="na", reason=why, **counts)
     rates = np.asarray([(c.value, c.low, c.high) for c in good], np.float64)
     value, low, high = mean_of_rates(rates)
+    of = f" of {len(cells)}" if len(good) < len(cells) else ""
     return Cell(
         name, side=side, value=value, low=low, high=high, hits=sum(c.hits or 0 for c in good),
-        n=sum(c.n for c in good), clusters=sum(c.clusters for c in good), note=f"mean of {len(good)} ({over})",
+        n=sum(c.n for c in good), clusters=sum(c.clusters for c in good), note=f"mean of {len(good)}{of} ({over})",
         **counts,
     )  # fmt: skip

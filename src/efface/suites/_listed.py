@@ -64,13 +64,20 @@ class Listed:
             )
         groups = {c.get("group") for c in classes if c["name"] in erased} - {None}
         made = tuple(item for c in classes for item in self._of(c, self._role(c, erased, groups), data["templates"]))
-        absent = {} if len(erased) < len(classes) else {"other": "every class of the suite is erased"}
         one = (
             (f"other wordings: each class has one sentence, {data['templates'][0]!r}",)
             if self.wording == "protocol"
             else ()
         )
-        return Plan(made, absent, (ATTACKS, *one, *_strangers(request, classes)))
+        return Plan(made, self._absent(made, erased, classes), (ATTACKS, *one, *_strangers(request, classes)))
+
+    def _absent(self, made: tuple[Item, ...], erased: set[str], classes: list[Mapping[str, Any]]) -> dict[str, str]:
+        """Kept roles of this list without a class."""
+        drawn = {a.role for i in made for a in i.asks}
+        roles = ["other-style" if self.kind == "style" else "other"]
+        roles += ["neighbour"] if any("group" in c for c in classes) else []
+        why = "every class of the suite is erased" if len(erased) == len(classes) else "no class of this kind is left"
+        return {role: why for role in roles if role not in drawn}
 
     def _role(self, row: Mapping[str, Any], erased: set[str], groups: set[Any]) -> str:
         if row["name"] in erased:

@@ -6,14 +6,13 @@ names no style. Kept objects are of the report half, so a keep list of tune-half
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from efface.errors import BadRequest
 from efface.request import Request
 from efface.suites import Ask, Item, Known, Plan
-from efface.suites.world_smoke import FIRST_SEED, kept_objects
+from efface.suites.world_smoke import FIRST_SEED, kept_objects, lacking
 
 __all__ = ["WorldClaim"]
 
@@ -28,14 +27,13 @@ class WorldClaim:
     version: str = "1"
     judge: ClassVar[str] = "world"
     private: ClassVar[bool] = False
-    absent: ClassVar[Mapping[str, str]] = {"object-less": "the model's captions had none"}
     not_measured: ClassVar[tuple[str, ...]] = (
         "attacks, synonyms, implicit wording, category words, two-object prompts, other styles",
     )
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Items, absent roles, what is not measured. Raises BadRequest when the model has no concept list."""
-        return Plan(self.items(request, known.concepts), self.absent, self.not_measured)
+        return Plan(self.items(request, known.concepts), lacking(request, known), self.not_measured)
 
     def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
         """Every image, in a fixed order. Raises BadRequest when the model has no concept list."""

@@ -7,7 +7,6 @@ kept concepts, 24 of them in the erased style. Report-half seeds only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from efface.request import Concept, Request
 from efface.suites import Ask, Item, Known, Plan
 from efface.work import seed_of
 
-__all__ = ["WorldSmoke"]
+__all__ = ["WorldSmoke", "kept_objects", "lacking"]
 
 FIRST_SEED = 500  # seeds 500 to 999 belong to the report half
 
@@ -33,7 +32,6 @@ class WorldSmoke:
     version: str = "2"
     judge: ClassVar[str] = "world"
     private: ClassVar[bool] = False
-    absent: ClassVar[Mapping[str, str]] = {"object-less": "the model's captions had none"}
     not_measured: ClassVar[tuple[str, ...]] = (
         "attacks: this suite runs none",
         "synonyms, implicit wording, category words and two-object prompts: not part of this suite",
@@ -41,7 +39,11 @@ class WorldSmoke:
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Items, absent roles, what is not measured. Raises BadRequest when the model has no concept list."""
-        return Plan(self.items(request, known.concepts), self.absent, self.not_measured)
+        items = self.items(request, known.concepts)
+        absent = lacking(request, known)
+        if self.other_styles and not any(a.role == "other-style" for i in items for a in i.asks):
+            absent["other-style"] = "the model has no other style"
+        return Plan(items, absent, self.not_measured)
 
     def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
         """Every image, in a fixed order. Raises BadRequest when the model has no concept list."""
@@ -83,6 +85,13 @@ def kept_objects(
     kept.sort(key=lambda r: seed_of("kept", r["name"]))
     near = [r["name"] for r in kept if r["category"] in categories]
     return near, [r["name"] for r in kept if r["category"] not in categories]
+
+
+def lacking(request: Request, known: Known) -> dict[str, str]:
+    """Roles that neither `world-smoke` nor `world-claim` can draw of this model and request, with the reason."""
+    kept = dict(zip(("neighbour", "other"), kept_objects(request, known.concepts), strict=True))
+    missing = {role: "the model has no qualified object of this kind left" for role, names in kept.items() if not names}
+    return {"object-less": "the model's captions had none", **missing}
 
 
 def _is_object(concept: Concept, known: dict[str, dict[str, Any]]) -> bool:
