@@ -8,25 +8,29 @@ Another threshold needs no sampling. Sampling stops after the last step that is 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+import efface
 from efface.errors import BadRequest, WrongFile
 from efface.needs import Needs, PromptGroup, State, Statistics
-from efface.store import key_of, write_bytes
+from efface.store import key_of, leftovers, write_bytes
 from efface.work import Work, cache_folder
 
 if TYPE_CHECKING:
     from efface.guards import Step
     from efface.model import Encoded, Model
 
-__all__ = ["Evidence", "gather"]
+__all__ = ["Evidence", "gather", "sweep"]
 
 
 Key = tuple[str, str, str, int]
@@ -54,7 +58,8 @@ class Evidence:
 def gather(model: Model, needs: Needs, work: Work, cache: Path | None = None) -> Evidence:
     """Encode, draw and sum up whatever is not in the cache yet. The model is as before afterwards.
 
-    Raises WrongFile for statistics that are not finite, BadRequest for a step that the sampler does not reach.
+    What another process is drawing is waited for. Raises WrongFile for statistics that are not finite and a cache that
+    cannot be written, BadRequest for a step that the sampler does not reach.
     """
     texts = {e.text: e for e in model.encode(needs.texts, needs.rows)} if needs.texts else {}
     folder = (cache or cache_folder()) / "evidence"
@@ -78,6 +83,9 @@ def _group(
     steps = model.card.steps if needs.steps is None else needs.steps
     guidance = model.card.guidance if needs.guidance is None else needs.guidance
     about = key_of(
+        efface=efface.__version__,
+        torch=torch.__version__,
+        device=model.device.type,
         model=model.identity,
         patch=model.in_force,
         prompts=group.prompts,
@@ -96,9 +104,38 @@ def _group(
         for site in statistics.sites
         for step in kept
     }
-    if missing := {k: f for k, f in files.items() if not f.exists()}:
-        _Recorder(model, statistics, missing, known).draw(group, steps, guidance, work)
+    if all(_whole(f) for f in files.values()):
+        return files
+    with _held(folder / about, work):
+        if missing := {k: f for k, f in files.items() if not _whole(f)}:  # another process may have made them meanwhile
+            _Recorder(model, statistics, missing, known).draw(group, steps, guidance, work)
     return files
+
+
+@contextmanager
+def _held(place: Path, work: Work) -> Iterator[None]:
+    """A folder of statistics, held against other processes; waits for the one that holds it. Raises WrongFile."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place / ".lock")
+        while not _taken(lock, 0.5):
+            work.check()
+    except OSError as error:
+        raise WrongFile(
+            f"cannot write {place}: {error.strerror or error}; name another cache folder in EFFACE_CACHE"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _taken(lock: FileLock, seconds: float) -> bool:
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
 
 
 def _read_key(statistics: Statistics, known: dict[Key, Path]) -> str:
@@ -156,6 +193,8 @@ class _Recorder:
         """One batch's rows of a site at a step."""
         if (site, step.index) not in self.wanted:
             return
+        if inputs.device.type == "mps":  # it has no float64
+            inputs, outputs = inputs.cpu(), outputs.cpu()
         reducer, place = self.statistics.reducer, (site, step.index)
         ids: Sequence[int] = [i + self.offset for i in step.images]
         earlier = self._earlier(*place)
@@ -217,3 +256,37 @@ def _write(file: Path, state: State) -> Path:
 def _read(file: Path) -> State:
     with safe_open(file, "pt") as opened:
         return {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 (not a dict)
+
+
+def _whole(file: Path) -> bool:
+    """Whether a file is there and not torn; a torn one is deleted."""
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except FileNotFoundError:
+        return False
+    except SafetensorError:
+        file.unlink(missing_ok=True)
+        return False
+
+
+def sweep(days: float | None, dry: bool = False) -> list[Path]:
+    """Delete partial sums of killed processes and, with `days`, statistics that none used so long. Returns their paths.
+
+    What a process is making just now is left alone.
+    """
+    gone: list[Path] = []
+    limit = time.time() - 86400 * (days or 0)
+    for place in sorted((cache_folder() / "evidence").glob("*/")):
+        lock = FileLock(place / ".lock")
+        if not _taken(lock, 0):
+            continue
+        found = sorted(place.glob("*.partial")) + leftovers(place, 0)
+        if days is not None:
+            states = ((f, f.stat()) for f in place.glob("*.safetensors"))
+            found += sorted(f for f, s in states if max(s.st_mtime, s.st_atime) < limit)
+        for file in [] if dry else found:
+            file.unlink(missing_ok=True)
+        lock.release()
+        gone += found
+    return gone

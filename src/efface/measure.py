@@ -28,8 +28,21 @@ from efface.work import Work
 if TYPE_CHECKING:
     from efface.model import Model
 
-__all__ = ["SHARD", "Sampling", "Side", "Watch", "draw", "fingerprint", "judge_images", "record_failures", "shards_of"]
+__all__ = [
+    "NO_DETECTOR",
+    "SHARD",
+    "Sampling",
+    "Side",
+    "Watch",
+    "draw",
+    "fingerprint",
+    "judge_images",
+    "record_failures",
+    "record_key",
+    "shards_of",
+]
 
+NO_DETECTOR = "one colour"  # the version of what finds images of one colour and nothing else
 SHARD = 16  # images drawn and recorded together; also the batch, so that results do not depend on resuming
 
 
@@ -138,10 +151,11 @@ def draw(
     missing = [shard for shard in shards if not all(images.has(row[2]) or row[2] in skip for row in shard)]
     how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance}
     label = f"drawing {side.name} (x{SHARD})"
-    model, lanes = side.model, torch.get_num_threads()
+    model = side.model
+    lanes = local.lanes_for(model) if model.can_move and missing else 1
     tally = tally or Tally(failed=None)
     before = sum(images.has(row[2]) for shard in missing for row in shard)
-    if model.can_move and lanes > 1 and len(missing) >= 2 * lanes:
+    if lanes > 1 and len(missing) >= 2 * lanes:
         local.run(lanes, model.folder, model.patches, how, images.folder, missing, work, label, tally)
     else:
         with _one_thread(model.can_move):
@@ -162,6 +176,11 @@ def _one_thread(wanted: bool) -> Iterator[None]:
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def record_key(side: str, image: str, judge: str, garbage: str) -> str:
+    """Of one record: one image of one side under these versions of the judge and of the garbage detector."""
+    return key_of(side=side, image=image, judge=judge, garbage=garbage)
 
 
 @dataclass(frozen=True)
@@ -185,6 +204,11 @@ class Watch:
         return hasattr(self.judge, "boxes")
 
     @property
+    def classifies(self) -> bool:
+        """A judge with labels, which looks at an image and says what it shows."""
+        return bool(self.labels) and hasattr(self.judge, "look")
+
+    @property
     def compares(self) -> bool:
         """A judge of image and text without labels: it gives a score, and no yes or no."""
         return hasattr(self.judge, "texts") and not self.labels
@@ -197,7 +221,7 @@ class Watch:
 
     @property
     def garbage_version(self) -> str:
-        return self.garbage.version if self.garbage else "one colour"
+        return self.garbage.version if self.garbage else NO_DETECTOR
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -205,7 +229,7 @@ class Watch:
         return (*getattr(self.judge, "objects", ()), *getattr(self.judge, "styles", ()))
 
     def key(self, side: str, image: str) -> str:
-        return key_of(side=side, image=image, judge=self.version, garbage=self.garbage_version)
+        return record_key(side, image, self.version, self.garbage_version)
 
     def row(self, side: Side, item: Item, image: str, **said: Any) -> dict[str, Any]:
         """A record: what was drawn, who looked, and what was said."""

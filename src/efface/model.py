@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from efface.errors import BadRequest, Unavailable, UnknownName, WrongBase, WrongFile, nearest
+from efface.errors import BadRequest, Unavailable, UnknownName, WrongBase, WrongFile
 from efface.registry import find, names
 from efface.sites import Card, Stream
-from efface.sources import Folder, Pipeline
+from efface.sources import WEIGHED, Folder, Pipeline, locate
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from efface.patch import Guard, Patch
 
-__all__ = ["Encoded", "Model", "load"]
+__all__ = ["Encoded", "Model", "device_of", "load"]
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,20 @@ class Model:
         return "unet" in self._parts or isinstance(self._source, Pipeline)
 
     def pipeline(self) -> Any:
-        """A plain diffusers pipeline of the same parts, with the patches in force."""
+        """A plain diffusers pipeline of the same parts, with the patches in force.
+
+        Raises BadRequest when one of them acts by prompt: a pipeline would leave its guards and gates out.
+        """
+        if any(p.by_prompt for p in self.patches):
+            raise BadRequest(
+                "a patch in force acts by prompt, which a diffusers pipeline cannot; draw with model.generate"
+            )
         if isinstance(self._source, Pipeline):
             return self._source.pipe
         from diffusers import StableDiffusionPipeline
 
         return StableDiffusionPipeline(
-            **{n: self.part(n) for n in ("unet", "text_encoder", "vae", "tokenizer")},
+            **{n: self.part(n) for n in (*WEIGHED, "tokenizer")},
             scheduler=self.scheduler(),
             safety_checker=None,  # pyright: ignore[reportArgumentType]
             feature_extractor=None,  # pyright: ignore[reportArgumentType]
@@ -193,15 +200,21 @@ class Model:
     def fingerprint(self, sites: Iterable[str]) -> dict[str, Any]:
         """{"name", "parts"}: sha256 of name, shape and float16-rounded values of each site and token embedding.
 
-        Equal for fp16 and fp32 copies of one model.
+        Equal for fp16 and fp32 copies of one model; a folder's tensors are taken as they are stored, since bfloat16
+        would round them otherwise.
         """
-        parts = {s: _digest(s, self.base_weight(s)) for s in sites}
+        parts = {s: _digest(s, self._stored(s)) for s in sites}
         for stream in self.card.streams:
             parts[f"stream:{stream.name}"] = _digest(stream.name, self._token_embedding(stream))
         return {"name": self.card.name, "family": self.card.family, "parts": dict(sorted(parts.items()))}
 
+    def _stored(self, site: str) -> torch.Tensor:
+        if isinstance(self._source, Pipeline):
+            return self.base_weight(site)
+        return self._source.tensor("unet", self.card.site(site).key)
+
     def _token_embedding(self, stream: Stream) -> torch.Tensor:
-        if isinstance(self._source, Pipeline) or "text_encoder" in self._parts:
+        if isinstance(self._source, Pipeline):
             return self.part("text_encoder").get_input_embeddings().weight.detach()
         return self._source.tensor("text_encoder", ("text_model.embeddings.", "embeddings."), "token_embedding.weight")
 
@@ -210,13 +223,18 @@ class Model:
         """Hash of all weights as loaded, without patches: the model's part of every image's key."""
         digest = hashlib.sha256(self.card.hash.encode())
         kept = {f"unet.{k}": v for a in reversed(self._stack) for k, v in a.kept.items()}
-        for part in ("unet", "text_encoder", "vae"):
+        for part in WEIGHED:
             state: dict[str, torch.Tensor] = self.part(part).state_dict()
             for name in sorted(state):
                 tensor = kept.get(f"{part}.{name}", state[name]).contiguous().cpu()
                 digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of all weights as loaded."""
+        return sum(t.nbytes for part in WEIGHED for t in self.part(part).state_dict().values())
 
     # --- patches in force -------------------------------------------------------------------------------------------
 
@@ -262,9 +280,11 @@ class Model:
         own = self.fingerprint(patch.sites)["parts"]
         differ = [p for p in expected if own.get(p) != expected[p]]
         if differ:
+            rounded = isinstance(self._source, Pipeline) and self.dtype == torch.bfloat16
+            cure = "load it in float32 or float16, not in bfloat16" if rounded else "load the base that the patch names"
             raise WrongBase(
                 f"the patch was made for {patch.base.get('name')!r}; {self.card.name!r} differs from it at "
-                f"{len(differ)} of {len(expected)} parts ({differ[0]}); load the base that the patch names"
+                f"{len(differ)} of {len(expected)} parts ({differ[0]}); {cure}"
             )
 
     @property
@@ -279,14 +299,16 @@ class Model:
 
     @property
     def guards(self) -> tuple[tuple[Guard, float], ...]:
-        """Guards in force with their strengths, in the order of application."""
+        """Guards in force with their strengths, in the order of application; closed gates leave theirs out."""
         from efface.patch import Guard
 
-        return tuple((e, a.patch.strength) for a in self._stack for e in a.patch.edits if isinstance(e, Guard))
+        return tuple(
+            (e, a.patch.strength) for a in self._stack for e in a.patch.edits if isinstance(e, Guard) and not e.gate
+        )
 
     @property
     def gated(self) -> tuple[Patch, ...]:
-        """The weight edits in force that depend on the prompt, each as a patch of its own."""
+        """The edits in force that depend on the prompt, each as a patch of its own."""
         return tuple(p for a in self._stack for p in a.patch.gated)
 
     @property
@@ -344,7 +366,7 @@ def load(
     """A bundled name, diffusers folder, hub id, diffusers pipeline or Model -> Model.
 
     device: default cuda where there is one, else cpu. dtype: default float32 on cpu, float16 elsewhere; a
-    pipeline keeps its own. Raises WrongFile, UnknownName, Unavailable.
+    pipeline keeps its own. Raises WrongFile, UnknownName, BadRequest (a device that is not here), Unavailable.
     """
     if isinstance(target, Model):
         return target
@@ -353,12 +375,29 @@ def load(
         source = Pipeline(target)
         card = family.card(source.name, source.configs(), source.json("efface.json"))
         return Model(card, source, str(target.unet.device), target.unet.dtype)
-    path, name = _locate(str(target), offline)
+    place = device_of(device)
+    path, name = locate(str(target), offline)
     folder = Folder(path)
     family = _family(str(folder.index.get("_class_name")))
     card = family.card(name, folder.configs(), folder.json("efface.json"))
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Model(card, folder, place, _dtype(dtype, place))
+
+
+def device_of(name: str | None) -> str:
+    """A device by name: cpu, cuda, cuda:N, mps; None: cuda where there is one, else cpu.
+
+    Raises UnknownName, BadRequest for one that this machine does not have.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in there or (":" in name and not number.isdecimal()):
+        raise UnknownName("device", name, there)
+    if int(number or 0) >= there[kind]:
+        raise BadRequest(f"there is no device {name!r} on this machine; leave it out or pass --device cpu")
+    from efface.train import Team
+
+    return Team().device(name)
 
 
 def _family(pipeline: str) -> Any:
@@ -373,42 +412,8 @@ def _dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is None:
-        return torch.float32 if device == "cpu" else torch.float16
+        return torch.float32 if device.startswith("cpu") else torch.float16
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in known:
         raise UnknownName("dtype", dtype, known)
     return known[dtype]
-
-
-def _locate(target: str, offline: bool) -> tuple[Path, str]:
-    """Where the model's folder is, and its name."""
-    from efface import world
-
-    if target in world.models():
-        return world.folder(target), target
-    path = Path(target)
-    if path.is_dir():
-        return path, path.name
-    if path.is_file():
-        if path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
-            raise WrongFile(f"{path} is a pickle, which can run code; convert it to a diffusers folder first")
-        raise WrongFile(
-            f"{path} is a single file; save it as a folder first: StableDiffusionPipeline.from_single_file(...)"
-            ".save_pretrained(FOLDER)"
-        )
-    if target.count("/") == 1 and not target.startswith((".", "/", "~")):
-        return _fetch(target, offline), target
-    close = nearest(target, world.models())
-    hint = f"did you mean {close[0]!r}?" if close else f"bundled models are {', '.join(world.models())}"
-    raise WrongFile(f"there is no model {target!r}: neither a bundled name, a folder nor a hub id; {hint}")
-
-
-def _fetch(hub_id: str, offline: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=offline))
-    except Exception as error:
-        how = "it is not in the local cache and --offline was given" if offline else type(error).__name__
-        raise Unavailable(f"the model {hub_id!r} cannot be fetched ({how}); download it and pass its folder") from None

@@ -15,7 +15,7 @@ import torch
 from efface.errors import BadRequest
 from efface.sites import Site
 
-__all__ = ["Fold", "Moments", "Needs", "PromptGroup", "Reducer", "State", "Statistics"]
+__all__ = ["Fold", "Needs", "PromptGroup", "Reducer", "State", "Statistics"]
 
 State = dict[str, torch.Tensor]
 """Running sums of one (group, site, step): what is written to disk."""
@@ -95,9 +95,10 @@ class Statistics:
 
     @property
     def name(self) -> str:
-        """What tells apart statistics of one group: everything here but sites and groups."""
+        """What tells apart statistics of one group: everything here but sites, groups and steps that are not folded."""
         folded = f" {self.fold!r} {self.steps}" if self.fold else ""
-        return f"{self.reducer!r}{folded}{'' if self.bias else ' without bias'}"
+        reads = f" reads {self.reads!r}" if self.reads else ""
+        return f"{self.reducer!r}{folded}{reads}{'' if self.bias else ' without bias'}"
 
 
 @dataclass(frozen=True)
@@ -125,38 +126,3 @@ class Needs:
     def images(self) -> int:
         """How many pictures have to be drawn."""
         return sum(len(g.prompts) for g in self.prompts)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, sum and sum of squares of a site's inputs by channel, conditional and unconditional rows together."""
-
-    def start(self, site: Site) -> State:
-        width = site.shape[1]
-        return {
-            "count": torch.zeros((), dtype=torch.float64),
-            **{k: torch.zeros(width, dtype=torch.float64) for k in ("sum", "squares")},
-        }
-
-    def add(
-        self,
-        state: State,
-        step: int,
-        prompt_ids: Sequence[int],
-        roles: Sequence[str],
-        inputs: torch.Tensor,
-        outputs: torch.Tensor,
-        earlier: State | None = None,
-    ) -> State:
-        flat = inputs.reshape(-1, inputs.shape[-1]).double()  # (rows, d)
-        return {
-            "count": state["count"] + len(flat),
-            "sum": state["sum"] + flat.sum(0).cpu(),
-            "squares": state["squares"] + flat.square().sum(0).cpu(),
-        }
-
-    def merge(self, a: State, b: State) -> State:
-        return {k: a[k] + b[k] for k in a}
-
-    def finish_step(self, step: int, state: State) -> State:
-        return state

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "Dense", "Edit", "Gate", "Guard", "LowRank", "Mask", "Operator", "Patch", "read_header"]
 
 FORMAT = "efface-patch/1"
+# What reading a header raises that is none: absent or empty entries, wrong types, numbers without end, deep nesting.
+_DAMAGE = (LookupError, TypeError, ValueError, OverflowError, RecursionError, OSError)
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Patch:
 
     def weight(self, site: str, weight: torch.Tensor) -> torch.Tensor:
         """The edited weight of one site, in the weight's own dtype; gated edits are left out."""
-        new = weight.double()
+        new = (weight.cpu() if weight.device.type == "mps" else weight).double()  # mps has no float64
         for edit in self.edits:
             if self.strength and not edit.gate and not isinstance(edit, Guard) and site in edit.sites:
                 if not _fits(edit, tuple(new.shape)):
@@ -224,13 +226,12 @@ class Patch:
                         "load the base that the patch names"
                     )
                 new = new + self.strength * edit.delta(site, new)
-        return new.to(weight.dtype)
+        return new.to(weight.dtype).to(weight.device)
 
     @property
     def gated(self) -> tuple[Patch, ...]:
-        """The weight edits that depend on the prompt, each as a patch of its own."""
-        chosen = (e for e in self.edits if e.gate and not isinstance(e, Guard))
-        return tuple(dataclasses.replace(self, edits=(e,)) for e in chosen)
+        """The edits that depend on the prompt, each as a patch of its own."""
+        return tuple(dataclasses.replace(self, edits=(e,)) for e in self.edits if e.gate)
 
     def opened(self, strength: float) -> Patch:
         """The same edits without their gates, at this strength."""
@@ -337,7 +338,7 @@ class Patch:
             edits = tuple(_edit(i, row, tensors) for i, row in enumerate(header["edits"]))
             patch = cls(edits, header["recipe"], header["base"], float(header["strength"]))
             patch.check()
-        except (SafetensorError, KeyError, TypeError, ValueError, EffaceError) as error:
+        except (SafetensorError, *_DAMAGE, EffaceError) as error:
             raise WrongFile(f"{path} is a damaged patch: {_short(error)}; ask for the file again") from None
         return patch
 
@@ -416,7 +417,9 @@ def read_header(path: str | Path) -> dict[str, Any]:
         raise WrongFile(f"there is no file {file}; check the path") from None
     except IsADirectoryError:
         raise WrongFile(f"{file} is a folder; expected a patch file (.safetensors)") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise WrongFile(f"{file} cannot be read: {error.strerror or error}; check its permissions") from None
+    except _DAMAGE as error:
         raise WrongFile(f"{file} is no Efface patch ({_short(error)}); efface erase makes one") from None
     return header
 
@@ -434,4 +437,4 @@ def _misshapen(header: dict[str, Any]) -> str:
 def _short(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"its header lacks {error}"
-    return str(error).splitlines()[0][:120]
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

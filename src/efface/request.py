@@ -27,7 +27,8 @@ class Concept:
 
     name: as written in prompts. kind: one of `KINDS`, or "" until `Request.settle` decides. anchor: the text it
     shall become ("" is the empty text, None leaves it to the method). synonyms: other wordings, erased with it.
-    keep: texts to protect because of this concept. label: what judges call it (default: the bare name).
+    keep: texts to protect because of this concept; one text may stand for a tuple of one. label: what judges call it
+    (default: the bare name). Blanks at the ends and double ones are taken out. Raises BadRequest, UnknownName.
     """
 
     name: str
@@ -38,19 +39,22 @@ class Concept:
     label: str = ""
 
     def __post_init__(self) -> None:
-        name = " ".join(self.name.split())
+        name = _plain(self.name, "name")
         if not name:
             raise BadRequest("a concept needs a name, got an empty text; write for example -c dog")
         if self.kind and self.kind not in KINDS:
             raise UnknownName("kind", self.kind, KINDS)
-        anchor = None if self.anchor is None else " ".join(self.anchor.split())
+        anchor = None if self.anchor is None else _plain(self.anchor, "anchor")
         if anchor is not None and anchor.casefold() == name.casefold():
             raise BadRequest(f"concept {name!r} has itself as anchor, so nothing would change; name another anchor")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "anchor", anchor)
-        object.__setattr__(self, "synonyms", tuple(self.synonyms))
-        object.__setattr__(self, "keep", tuple(self.keep))
-        object.__setattr__(self, "label", self.label or _bare(name, self.kind))
+        synonyms = _all_plain(self.synonyms, "synonyms")
+        if "" in synonyms:
+            raise BadRequest(f"concept {name!r} has an empty synonym; leave it out")
+        object.__setattr__(self, "synonyms", synonyms)
+        object.__setattr__(self, "keep", _all_plain(self.keep, "keep"))
+        object.__setattr__(self, "label", _plain(self.label, "label") or _bare(name, self.kind))
 
     @classmethod
     def parse(cls, text: str) -> Concept:
@@ -71,6 +75,20 @@ class Concept:
         return replace(self, kind=kind, label=_bare(self.label, kind))
 
 
+def _plain(text: Any, field: str) -> str:
+    """A text without blanks at its ends and double ones. Raises BadRequest for anything else."""
+    if not isinstance(text, str):
+        raise BadRequest(f"{field!r} takes text, got {text!r}; in a file, put it in quotes")
+    return " ".join(text.split())
+
+
+def _all_plain(texts: Any, field: str) -> tuple[str, ...]:
+    """One text or several -> several."""
+    if not isinstance(texts, Iterable):
+        raise BadRequest(f"{field!r} takes texts, got {texts!r}")
+    return tuple(_plain(t, field) for t in ([texts] if isinstance(texts, str) else texts))
+
+
 def _bare(name: str, kind: str) -> str:
     return name.removesuffix(" style") if kind == "style" else name
 
@@ -88,7 +106,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.concepts:
             raise BadRequest("no concept was given; name at least one, for example -c dog")
-        object.__setattr__(self, "keep", tuple(dict.fromkeys(" ".join(k.split()) for k in self.keep)))
+        object.__setattr__(self, "keep", tuple(dict.fromkeys(_all_plain(self.keep, "keep"))))
         seen: dict[str, str] = {}
         for concept in self.concepts:
             for text in concept.texts:
@@ -112,10 +130,8 @@ class Request:
         """Texts or Concepts -> Request."""
         if isinstance(concepts, str):
             concepts = [concepts]
-        if isinstance(keep, str):
-            keep = [keep]
         parsed = tuple(c if isinstance(c, Concept) else Concept.parse(c) for c in concepts)
-        return cls(concepts=parsed, keep=tuple(keep), seed=seed, preset=preset)
+        return cls(concepts=parsed, keep=_all_plain(keep, "keep"), seed=seed, preset=preset)
 
     def settle(self, kinds: Mapping[str, str]) -> Request:
         """Give every concept its kind: its own, else the model's list `kinds`, else by its name."""
@@ -143,7 +159,7 @@ def _kind(name: str, kinds: Mapping[str, str]) -> str:
 
 
 def read_concepts(path: str | Path) -> list[Concept]:
-    """TOML, YAML, JSON, CSV or one name a line -> concepts. Raises WrongFile.
+    """TOML, YAML, JSON, CSV or one name a line -> concepts. Raises WrongFile, BadRequest for a concept as such.
 
     Tables hold `concepts`: a list of texts or of tables with the fields of `Concept`. CSV has a header with at
     least `name`; several synonyms or keep texts in one cell are separated by `;`.
@@ -152,7 +168,9 @@ def read_concepts(path: str | Path) -> list[Concept]:
     rows = _rows(file, _text(file))
     try:
         found = [_concept(row) for row in rows]
-    except (TypeError, KeyError, AttributeError) as error:
+    except BadRequest as error:
+        raise BadRequest(f"{file}: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise WrongFile(f"{file} is no concept list: {error}; see docs/flow.md for the formats") from None
     if not found:
         raise WrongFile(f"{file} names no concept; write one name a line or a table 'concepts'")
@@ -167,7 +185,7 @@ def read_lines(path: str | Path) -> list[str]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a byte-order mark
     except FileNotFoundError:
         raise WrongFile(f"there is no file {file}; check the path") from None
     except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 import efface
-from efface.errors import BadRequest, NothingChanged
+from efface.errors import BadRequest, NothingChanged, WrongFile
 from efface.evidence import gather
 from efface.model import Model, load
 from efface.needs import Needs
-from efface.patch import Guard, Patch
+from efface.patch import Patch
 from efface.registry import configure, resolve
 from efface.request import Concept, Request
 from efface.store import key_of
 from efface.work import Work, cache_folder
 
-__all__ = ["EffaceWarning", "Plan", "erase", "plan", "solve", "state_folder"]
+__all__ = ["EffaceWarning", "Plan", "erase", "plan", "saved_state", "solve", "state_folder"]
 
 KNOWN_AT_LEAST = 0.5  # a target that the base draws less often is "not known to this model"
 
@@ -78,7 +82,12 @@ def plan(
     seed: int = 0,
     **settings: Any,
 ) -> Plan:
-    """Settle kinds, presets and settings; ask the method what it needs. Raises BadRequest, UnknownName, WrongFile."""
+    """Settle kinds, presets and settings; ask the method what it needs.
+
+    A Request states keep, seed and preset itself. Raises BadRequest, UnknownName, WrongFile.
+    """
+    if isinstance(concepts, Request) and (tuple(keep) or seed or preset is not None):
+        raise BadRequest("a Request holds keep, seed and preset itself; set them there, not beside it")
     request = concepts if isinstance(concepts, Request) else Request.build(concepts, keep, seed, preset)
     configured = configure(method, settings)
     opened = load(model)
@@ -103,8 +112,9 @@ def erase(
     """Erase concepts -> Patch. `model` is not changed: apply the patch to it.
 
     model: bundled name, folder, hub id, diffusers pipeline or Model. concepts: texts ``[KIND:]NAME[=ANCHOR]`` or
-    Concepts. keep: texts to protect. settings: fields of the method. Raises BadRequest, UnknownName, WrongFile,
-    NothingChanged. Warns (EffaceWarning) for a target that the base hardly draws.
+    Concepts, or a Request, which states keep, preset and seed itself. keep: texts to protect. work: of the same seed.
+    settings: fields of the method. Raises BadRequest, UnknownName, WrongFile, NothingChanged. Warns (EffaceWarning) for
+    a target that the base hardly draws.
     """
     made = plan(model, concepts, keep, method, preset, seed, **settings)
     for text in made.warnings:
@@ -136,9 +146,40 @@ def state_folder(made: Plan) -> Path | None:
     return cache_folder() / "erase" / key
 
 
+@contextmanager
+def saved_state(made: Plan) -> Iterator[Path | None]:
+    """`state_folder`, held against other processes; deleted when the block ends without an exception.
+
+    Raises WrongFile when another process makes the same patch.
+    """
+    folder = state_folder(made)
+    if folder is None:
+        yield None
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise WrongFile("another process is making the same patch; wait for it") from None
+    except OSError as error:
+        raise WrongFile(
+            f"cannot write {folder}: {error.strerror or error}; name another cache folder in EFFACE_CACHE"
+        ) from None
+    try:
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.release()
+
+
 def solve(made: Plan, work: Work | None = None, cache: Path | None = None) -> Patch:
-    """Carry out a plan."""
+    """Carry out a plan. Raises BadRequest for a work of another seed than the request's, and what the method raises."""
     work = work or Work(made.request.seed)
+    if work.seed != made.request.seed:
+        raise BadRequest(
+            f"the request's seed is {made.request.seed}, that of the work {work.seed}; pass Work(seed) with the same"
+        )
     evidence = gather(made.model, made.needs, work, cache)
     work.check()
     answer = made.method.solve(made.model, evidence, made.request, work)
@@ -175,7 +216,7 @@ def _check_length(model: Model, request: Request) -> None:
 
 def _check_moves(model: Model, patch: Patch) -> None:
     """Raise NothingChanged when every edited weight stays as it is, after rounding to float32."""
-    if any(isinstance(e, Guard) or e.gate for e in patch.edits):
+    if patch.by_prompt:
         return
     for site in patch.sites:
         weight = model.weight(site).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-from efface.errors import WrongFile
+from efface.errors import Unavailable, WrongFile, nearest
 
-__all__ = ["Folder", "Pipeline"]
+__all__ = ["WEIGHED", "Folder", "Pipeline", "locate"]
 
+WEIGHED = ("unet", "text_encoder", "vae")  # the parts whose weights are read
 _RENAMED = Version(version("diffusers")) >= Version("0.42")
 
 
@@ -69,29 +71,40 @@ class Folder:
         if not file.exists():
             return {}
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            return json.loads(file.read_text(encoding="utf-8-sig"))
         except ValueError:
             raise WrongFile(f"{file} is no JSON; fetch the model again") from None
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        files = {n: f"{n}/config.json" for n in ("unet", "text_encoder", "vae")}
+        files = {n: f"{n}/config.json" for n in WEIGHED}
         found = {n: self.json(f) for n, f in {**files, "scheduler": "scheduler/scheduler_config.json"}.items()}
         for name, config in found.items():
             if not config:
                 raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
         return found
 
-    def _files(self, part: str) -> list[Path]:
+    @property
+    def parts(self) -> dict[str, bool]:
+        """Every part that the index names, and whether its folder is there."""
+        named = (n for n, of in self.index.items() if isinstance(of, list) and any(of))
+        return {n: (self.path / n).is_dir() for n in named}
+
+    def weights(self, part: str) -> list[Path]:
+        """The weight files of a part: those without a variant (`fp16`, `non_ema`) in their names, else of one variant.
+
+        Raises WrongFile.
+        """
         folder = self.path / part
-        files = sorted(f for f in folder.glob("*.safetensors") if ".fp16." not in f.name)
-        files = files or sorted(folder.glob("*.safetensors"))
-        if not files:
+        found: dict[str, list[Path]] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            found.setdefault(_variant(file), []).append(file)
+        if not found:
             if [*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")]:
                 raise WrongFile(
                     f"{folder} holds pickled weights, which can run code; convert them to safetensors first"
                 )
             raise WrongFile(f"{folder} holds no .safetensors weights; fetch the model again")
-        return files
+        return found[min(found, key=lambda v: (v != "", v != "fp16", v))]
 
     def tensor(self, part: str, prefixes: str | tuple[str, ...], suffix: str = "") -> torch.Tensor:
         """One tensor; with several prefixes the first that exists (library versions name text encoders differently)."""
@@ -99,7 +112,7 @@ class Folder:
 
         wanted = [prefixes] if isinstance(prefixes, str) else [p + suffix for p in prefixes]
         try:
-            for file in self._files(part):
+            for file in self.weights(part):
                 with safe_open(file, "pt") as opened:
                     for key in wanted:
                         if key in opened.keys():  # noqa: SIM118 (not a dict)
@@ -116,11 +129,16 @@ class Folder:
             raise WrongFile(f"{self.path}: part {name} is of {library!r}; only diffusers and transformers are loaded")
         if name == "tokenizer":
             return getattr(importlib.import_module(library), cls).from_pretrained(self.path / name)
-        self._files(name)
-        return _ready(_read(getattr(importlib.import_module(library), cls), self.path / name, dtype), device)
+        variant = _variant(self.weights(name)[0])
+        return _ready(_read(getattr(importlib.import_module(library), cls), self.path / name, dtype, variant), device)
 
 
-def _read(cls: Any, path: Path, dtype: torch.dtype) -> torch.nn.Module:
+def _variant(file: Path) -> str:
+    """`fp16` of `model.fp16.safetensors` and of its shards, "" of `model.safetensors`."""
+    return re.sub(r"-\d+-of-\d+", "", file.stem).partition(".")[2]
+
+
+def _read(cls: Any, path: Path, dtype: torch.dtype, variant: str) -> torch.nn.Module:
     from safetensors import SafetensorError
 
     ours: dict[str, Any] = {"dtype": dtype}
@@ -129,7 +147,7 @@ def _read(cls: Any, path: Path, dtype: torch.dtype) -> torch.nn.Module:
         ours = {"dtype" if _RENAMED else "torch_dtype": dtype}
         ours["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
     try:
-        module = cls.from_pretrained(path, use_safetensors=True, **ours)
+        module = cls.from_pretrained(path, use_safetensors=True, variant=variant or None, **ours)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise WrongFile(
             f"{path} cannot be loaded ({str(error).splitlines()[0][:160]}); fetch the model again"
@@ -144,3 +162,47 @@ def _ready(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     module = module.eval().requires_grad_(False).to(device)
     # Convolutions on CPU are about a tenth faster with channels last; the numbers are the same.
     return module.to(memory_format=torch.channels_last) if device.type == "cpu" else module  # pyright: ignore
+
+
+# --- where they lie ---------------------------------------------------------------------------------------------------
+
+
+def locate(target: str, offline: bool) -> tuple[Path, str]:
+    """Where the folder of a bundled name, folder or hub id is, and its name. Raises WrongFile, Unavailable."""
+    from efface import world
+
+    if target in world.models():
+        return world.folder(target), target
+    path = Path(target)
+    if path.is_dir():
+        return path, path.name
+    if path.is_file():
+        if path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
+            raise WrongFile(f"{path} is a pickle, which can run code; convert it to a diffusers folder first")
+        raise WrongFile(
+            f"{path} is a single file; save it as a folder first: StableDiffusionPipeline.from_single_file(...)"
+            ".save_pretrained(FOLDER)"
+        )
+    if target.count("/") == 1 and not target.startswith((".", "/", "~")):
+        return _fetch(target, offline), target
+    close = nearest(target, world.models())
+    hint = f"did you mean {close[0]!r}?" if close else f"bundled models are {', '.join(world.models())}"
+    raise WrongFile(f"there is no model {target!r}: neither a bundled name, a folder nor a hub id; {hint}")
+
+
+def _fetch(hub_id: str, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    five = "[0-9]" * 5
+
+    def get(*weights: str) -> Path:
+        wanted = ["*.json", "*.txt", "*.model", "LICENSE*", *weights]
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=offline))
+
+    try:  # what is read: one copy of three parts; half-precision variants only where there is nothing else
+        folder = get(*(f"{part}/*model{shard}.safetensors" for part in WEIGHED for shard in ("", f"-{five}-of-{five}")))
+        bare = [part for part in WEIGHED if not any((folder / part).glob("*.safetensors"))]
+        return get(*(f"{part}/*.fp16*.safetensors" for part in bare)) if bare else folder
+    except Exception as error:
+        how = "it is not in the local cache and --offline was given" if offline else type(error).__name__
+        raise Unavailable(f"the model {hub_id!r} cannot be fetched ({how}); download it and pass its folder") from None

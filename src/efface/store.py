@@ -11,18 +11,29 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from efface.errors import OutputExists, WrongFile
+from efface.errors import BadRequest, OutputExists, WrongFile
 
-__all__ = ["Images", "Records", "key_of", "leftovers", "pixel_hash", "read_images", "read_records", "write_bytes"]
+__all__ = [
+    "Images",
+    "Records",
+    "key_of",
+    "leftovers",
+    "new_folder",
+    "pixel_hash",
+    "read_images",
+    "read_records",
+    "write_bytes",
+]
 
 _SEAL = ', "sum": "'
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -32,6 +43,8 @@ def write_bytes(path: Path, data: bytes, overwrite: bool = True, sync: bool = Tr
     """Write under a temporary name in the same folder, then rename. Raises OutputExists, WrongFile."""
     if path.exists() and not overwrite:
         raise OutputExists(path)
+    if path.is_dir():
+        raise WrongFile(f"cannot write {path}: it is a folder; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +60,32 @@ def write_bytes(path: Path, data: bytes, overwrite: bool = True, sync: bool = Tr
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def new_folder(out: Path, overwrite: bool, own: Callable[[Path], bool]) -> Iterator[Path]:
+    """A folder beside `out` to fill; it gets the name `out` when the block ends without an exception.
+
+    With `overwrite` an empty folder is replaced, and one of which `own` says that Efface made it. Raises OutputExists,
+    BadRequest for `.` and the like, WrongFile for a folder of somebody else's or a place that cannot be written.
+    """
+    if out.name in ("", ".."):
+        raise BadRequest(f"-o {out} is no name for a new folder; write for example -o {out / 'out'}")
+    if out.exists() and not overwrite:
+        raise OutputExists(out)
+    if out.exists() and not (out.is_dir() and not out.is_symlink() and (own(out) or not any(out.iterdir()))):
+        raise WrongFile(f"{out} was not made by this command, so --overwrite leaves it; name another output")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise WrongFile(f"cannot write {out}: {error.strerror or error}; choose another place") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def key_of(**parts: Any) -> str:

@@ -1,6 +1,7 @@
-"""Merging without a model in memory: copy the folder, overwrite the byte ranges of the edited sites.
+"""Merging without a model in memory: copy what the model is made of, overwrite the byte ranges of the edited sites.
 
-The same dtype and shape mean the same offsets, so every other byte stays as it was by construction.
+The same dtype and shape mean the same offsets, so every other byte stays as it was by construction. Other copies of
+the weights that lie in the folder (variants, pickles, whole checkpoints) are not edited and so stay behind.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 
-from efface.errors import BadRequest, OutputExists, WrongFile
+from efface.errors import BadRequest, WrongFile
 from efface.registry import find
-from efface.store import write_bytes
+from efface.sources import WEIGHED, Folder
+from efface.store import new_folder, write_bytes
 
 if TYPE_CHECKING:
     from efface.model import Model
@@ -23,42 +25,54 @@ if TYPE_CHECKING:
 
 __all__ = ["merge"]
 
+MARK = "efface-patch.json"  # says which patch is in a merged folder, and that Efface wrote it
+_TEXTS = (".json", ".md", ".txt")
+
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def merge(model: Model, patch: Patch, out: Path, overwrite: bool = False) -> int:
     """Write a diffusers folder with the patch in its weights; returns the number of changed weights.
 
-    Each weight keeps its dtype and is rounded once. Raises OutputExists, WrongBase, BadRequest for a patch that
-    acts by prompt, WrongFile.
+    Each weight keeps its dtype and is rounded once. A part that the index names and the folder lacks (the safety
+    checker of a fetched model) is taken out of the index. An output is overwritten if it came from here or is empty.
+    Raises OutputExists, WrongBase, BadRequest for a patch that acts by prompt, WrongFile.
     """
     if patch.by_prompt:
         raise BadRequest("this patch acts by prompt, which a checkpoint cannot hold; use efface generate --patch")
-    if out.exists() and not overwrite:
-        raise OutputExists(out)
-    model.verify(patch)
-    part = find("families", model.card.family).denoiser
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        shutil.copytree(model.folder, temporary)
-        done = _rewrite(temporary / part, model, patch)
+    source = Folder(model.folder)
+    with new_folder(out, overwrite, lambda there: (there / MARK).is_file()) as made:
+        model.verify(patch)
+        _copy(source, made)
+        done = _rewrite(made / find("families", model.card.family).denoiser, model, patch)
         header = json.dumps({"patch": patch.hash, "recipe": patch.recipe}, indent=1).encode()
-        write_bytes(temporary / "efface-patch.json", header)
-        if out.exists():
-            shutil.rmtree(out) if out.is_dir() else out.unlink()
-        os.replace(temporary, out)
-    except OSError as error:
-        raise WrongFile(f"cannot write {out}: {error.strerror or error}; choose another place") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_bytes(made / MARK, header)
     return done
+
+
+def _copy(source: Folder, made: Path) -> None:
+    """Texts, the parts that are read with one copy of their weights, and every other part of the index as it is."""
+    for file in source.path.iterdir():
+        if file.is_file() and (file.suffix in _TEXTS or file.stem in ("LICENSE", "NOTICE")):
+            shutil.copyfile(file, made / file.name)
+    for part, there in source.parts.items():
+        if part in WEIGHED:
+            (made / part).mkdir()
+            for file in (*(source.path / part).glob("*.json"), *source.weights(part)):
+                shutil.copyfile(file, made / part / file.name)
+        elif there:
+            shutil.copytree(source.path / part, made / part)
+    if absent := [part for part, there in source.parts.items() if not there]:
+        index = source.index | {part: [None, None] for part in absent}
+        if "safety_checker" in absent:
+            index["requires_safety_checker"] = False
+        write_bytes(made / "model_index.json", json.dumps(index, indent=2).encode())
 
 
 def _rewrite(folder: Path, model: Model, patch: Patch) -> int:
     wanted = {model.card.site(s).key: s for s in patch.sites}
     found: set[str] = set()
     for file in sorted(folder.glob("*.safetensors")):
-        file.chmod(0o644)
         with file.open("r+b") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))

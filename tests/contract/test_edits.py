@@ -173,6 +173,16 @@ def test_a_gated_patch_is_refused_where_weights_alone_decide(tiny_pipe: MakePipe
         patch_of(gate=Gate(("dog",))).apply_(tiny_pipe())
 
 
+def test_a_gated_guard_acts_on_the_prompts_of_its_gate_alone(tiny: Model) -> None:
+    prompts = ["a dog", "a zebra"]
+    base = draw(tiny, prompts)
+    with Patch((Guard("negative-prompt", {"text": "a red house"}),)).applied(tiny):
+        always = draw(tiny, prompts)
+    with Patch((Guard("negative-prompt", {"text": "a red house"}, gate=Gate(("zebra",))),)).applied(tiny):
+        assert not any(moved(draw(tiny, prompts), np.stack([base[0], always[1]])))
+    assert moved(base, always) == [True, True]
+
+
 # --- guards ----------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +243,17 @@ def test_the_fingerprint_is_the_same_from_disk_from_memory_and_under_a_patch(tin
     assert efface.load(tiny_half, "cpu", "float16").fingerprint(sites)["parts"] == from_disk
     with patch_of().applied(tiny):
         assert tiny.fingerprint(sites)["parts"] == from_disk
+
+
+def test_a_folder_in_bfloat16_accepts_the_patch_of_its_single_precision_copy(tiny_folder: Path) -> None:
+    """The fingerprint is of the weights as they lie on disk; bfloat16 would round them otherwise."""
+    patch, model = efface.erase(tiny_folder, ["dog"]), efface.load(tiny_folder, "cpu", "bfloat16")
+    assert model.fingerprint(patch.sites)["parts"] == patch.base["parts"]
+    with patch.applied(model):
+        assert model.weight(patch.sites[0]).dtype == torch.bfloat16
+        assert model.fingerprint(patch.sites)["parts"] == patch.base["parts"]
+    with pytest.raises(WrongBase, match="not in bfloat16"):
+        patch.apply_(make_pipe(dtype=torch.bfloat16))
 
 
 def test_another_model_is_refused_with_one_number_changed_and_nothing_is_written(tiny_folder: Path) -> None:
@@ -371,6 +392,10 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
     "base is a number": lambda d: _with(d, lambda h: h.update(base=1)),
     "strength is a word": lambda d: _with(d, lambda h: h.update(strength="much")),
     "strength is infinite": lambda d: _with(d, lambda h: h.update(strength=float("inf"))),
+    "strength is beyond all numbers": lambda d: _with(d, lambda h: h.update(strength=10**400)),
+    "an edit names no site": lambda d: _with(d, lambda h: h["edits"][1].update(sites=[])),
+    "mask of infinite size": lambda d: _with(d, lambda h: h["edits"][3].update(shape=[float("inf")])),
+    "nested without end": lambda d: (200_000).to_bytes(8, "little") + b"[" * 200_000,
     "more edits than tensors": lambda d: _with(d, lambda h: h["edits"].append(h["edits"][0])),
     "tensor without file": lambda d: _outer(d, lambda h: h["0000.left"].update(data_offsets=[0, 10**9])),
     "shape lies": lambda d: _outer(d, lambda h: h["0000.left"].update(shape=[10**6, 10**6])),
@@ -414,3 +439,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         Patch.load(tmp_path / "none.safetensors")
     with pytest.raises(WrongFile, match="folder"):
         Patch.load(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(WrongFile, match=r"p\.safetensors cannot be read: Permission denied"):
+        Patch.load(tmp_path / "p.safetensors")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import efface
@@ -141,6 +142,10 @@ BAD: dict[str, tuple[str, str, int]] = {
     "unknown kind": (f"{ERASE} -c styl:noto", "'style'", 2),
     "unknown list": ("list method", "'methods'", 2),
     "unknown dtype": ("generate @tiny --prompt dog --steps 1 --dtype float61 -o @out/d", "'float16'", 2),
+    "unknown device": ("generate @tiny --prompt dog --steps 1 --device gpu -o @out/d", "'cpu'", 2),
+    "absent device": ("generate @tiny --prompt dog --steps 1 --device cuda:99 -o @out/d", "'cuda:99'", 2),
+    "erased into a folder": ("erase @tiny -c dog --overwrite -o @out", "is a folder", 1),
+    "drawn where nothing can be": ("generate @tiny --prompt dog --steps 1 -o @picture/d", "c.txt", 1),
     "unknown suite": ("audit mini --patch @other-patch --suite world-smok -o @out/run", "'world-smoke'", 2),
     "no concept": (ERASE, "no concept", 2),
     "empty concept": (f"{ERASE} -c =cat", "empty", 2),
@@ -227,6 +232,46 @@ def test_overwrite_replaces_it(cli: Cli, place: Callable[[str], str], tmp_path: 
     file.write_text("mine")
     assert run(cli, place, f"{ERASE} -c dog --overwrite").code == 0
     assert efface.Patch.load(file).sites
+
+
+def test_overwrite_replaces_drawings_and_no_folder_of_the_users(
+    cli: Cli, place: Callable[[str], str], tmp_path: Path
+) -> None:
+    command = "generate @tiny --prompt dog --steps 1 --overwrite -o @out/d"
+    assert run(cli, place, command).code == run(cli, place, f"{command} --seeds 1").code == 0
+    assert [f.name for f in (tmp_path / "out" / "d").iterdir()] == ["0000-1.png"]
+    (tmp_path / "out" / "d" / "holiday.png").write_text("mine")
+    drawn = len(list((tmp_path / "cache").rglob("*.png")))
+    said = run(cli, place, f"{command} --seeds 2")
+    assert said.code == 1
+    assert "not made by this command" in said.err
+    assert len(list((tmp_path / "cache").rglob("*.png"))) == drawn  # refused before anything is drawn
+    assert {f.name for f in (tmp_path / "out" / "d").iterdir()} == {"0000-1.png", "holiday.png"}
+
+
+@pytest.mark.parametrize("command", ["generate @tiny --prompt dog --steps 1", "apply @tiny @patch"])
+def test_the_folder_one_stands_in_is_not_replaced(
+    command: str, cli: Cli, place: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "out")
+    for more in ("", " --overwrite"):
+        said = run(cli, place, f"{command}{more} -o .")
+        assert said.code == 2
+        assert "no name for a new folder" in said.err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_the_system_refuses_is_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efface import world
+
+    def locked() -> None:
+        raise PermissionError(13, "Permission denied", "some/place")
+
+    monkeypatch.setattr(world, "models", locked)
+    said = cli("list", "models")
+    assert said.code == 1
+    assert said.err.startswith("efface: some/place: Permission denied")
+    assert len(said.err.splitlines()) == 1
 
 
 # --- what commands say -----------------------------------------------------------------------------------------------
@@ -396,6 +441,19 @@ def test_saved_state_belongs_to_one_request_method_setting_seed_base_and_precisi
     assert len(set(found)) == len(found)
     assert place() == found[0]
     assert place(method="scapre") is None  # solved in one go
+
+
+def test_two_processes_do_not_train_the_same_patch(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    """They would write one saved state."""
+    command = ["erase", tiny_folder, "-c", "object:dog", "--method", "kscu", "--device", "cpu", "-o", tmp_path / "p"]
+    folder = state_folder(efface.plan(efface.load(tiny_folder, "cpu"), ["object:dog"], method="kscu"))
+    assert folder is not None
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        said = cli(*command)
+    assert said.code == 1
+    assert "another process is making the same patch" in said.err
+    assert not (tmp_path / "p").exists()
 
 
 def test_importing_the_command_line_is_cheap() -> None:

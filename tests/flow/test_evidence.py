@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
-from conftest import all_bits
+import efface
+from conftest import Cli, all_bits
+from efface import evidence as evidences
 from efface.errors import BadRequest, Cancelled
 from efface.evidence import Evidence, gather
 from efface.model import Model
-from efface.needs import Moments, Needs, PromptGroup, State, Statistics
+from efface.needs import Needs, PromptGroup, State, Statistics
 from efface.sampler import BATCH, sample
 from efface.sites import Site
 from efface.work import Work
@@ -22,6 +27,41 @@ from efface.work import Work
 N = BATCH + 2  # more than one batch
 GROUP = PromptGroup("plain", ("a dog", "a cat") * (N // 2), tuple(range(N)))
 SMALL = PromptGroup("small", ("a house",), (3,))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, sum and sum of squares of a site's inputs by channel, conditional and unconditional rows together."""
+
+    def start(self, site: Site) -> State:
+        width = site.shape[1]
+        return {
+            "count": torch.zeros((), dtype=torch.float64),
+            **{k: torch.zeros(width, dtype=torch.float64) for k in ("sum", "squares")},
+        }
+
+    def add(
+        self,
+        state: State,
+        step: int,
+        prompt_ids: Sequence[int],
+        roles: Sequence[str],
+        inputs: torch.Tensor,
+        outputs: torch.Tensor,
+        earlier: State | None = None,
+    ) -> State:
+        flat = inputs.reshape(-1, inputs.shape[-1]).double()  # (rows, d)
+        return {
+            "count": state["count"] + len(flat),
+            "sum": state["sum"] + flat.sum(0).cpu(),
+            "squares": state["squares"] + flat.square().sum(0).cpu(),
+        }
+
+    def merge(self, a: State, b: State) -> State:
+        return {k: a[k] + b[k] for k in a}
+
+    def finish_step(self, step: int, state: State) -> State:
+        return state
 
 
 def needs(model: Model, *steps: int, groups: Sequence[PromptGroup] = (GROUP,), **more: object) -> Needs:
@@ -72,10 +112,10 @@ def test_what_is_in_the_cache_is_not_drawn_again_and_only_the_missing_is(tiny: M
         assert sum(calls) == 2 * 2 * N  # two steps, two rows an image
 
 
-@pytest.mark.parametrize("change", ["prompts", "seeds", "steps", "guidance", "patch", "reducer"])
-def test_whatever_can_change_the_sums_is_in_their_key(change: str, tiny: Model) -> None:
-    import efface
-
+@pytest.mark.parametrize("change", ["prompts", "seeds", "steps", "guidance", "patch", "reducer", "efface", "torch"])
+def test_whatever_can_change_the_sums_is_in_their_key(
+    change: str, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wants = needs(tiny, 0, groups=(SMALL,))
     gather(tiny, wants, Work())
     group = {"prompts": replace(SMALL, prompts=("a cat",)), "seeds": replace(SMALL, seeds=(4,))}.get(change, SMALL)
@@ -88,6 +128,8 @@ def test_whatever_can_change_the_sums_is_in_their_key(change: str, tiny: Model) 
         guidance=5.0 if change == "guidance" else 3.0,
     )
     patch = efface.erase(tiny, "dog")
+    if change in ("efface", "torch"):
+        monkeypatch.setattr(f"{change}.__version__", "another")
     with counted(tiny) as calls:
         if change == "patch":
             with patch.applied(tiny):
@@ -95,6 +137,60 @@ def test_whatever_can_change_the_sums_is_in_their_key(change: str, tiny: Model) 
         else:
             gather(tiny, other, Work())
     assert calls
+
+
+def test_the_device_and_the_group_that_is_read_are_in_the_key(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(evidences, "key_of", lambda **parts: asked.update(parts) or "key")
+    gather(tiny, needs(tiny, 0, groups=(SMALL,)), Work())
+    assert asked["device"] == "cpu"
+    statistics = needs(tiny, 0).statistics[0]
+    assert replace(statistics, reads="small").name != statistics.name
+
+
+def test_two_that_want_the_same_statistics_draw_them_once(tiny_folder: Path, cache: Path) -> None:
+    """The second waits for the first and finds them made; alone it would write into the same partial sums."""
+    one, two = (efface.load(tiny_folder, "cpu") for _ in range(2))
+    begun = threading.Event()
+    one.part("unet").register_forward_hook(lambda *_: begun.set())
+    with counted(one) as first, counted(two) as second, ThreadPoolExecutor(2) as pool:
+        early = pool.submit(gather, one, needs(one, 0, 1), Work())
+        assert begun.wait(60)
+        late = pool.submit(gather, two, needs(two, 0, 1), Work())
+        assert late.result().files == early.result().files
+        assert sum(first) == 2 * 2 * N
+        assert second == []
+    alone = gather(one, needs(one, 0, 1), Work(), cache / "alone")
+    for key, file in alone.files.items():
+        assert file.read_bytes() == early.result().files[key].read_bytes()
+
+
+def test_a_torn_file_is_made_again(tiny: Model) -> None:
+    wants = needs(tiny, 0)
+    files = gather(tiny, wants, Work()).files
+    first, second = files.values()
+    before = first.read_bytes()
+    first.write_bytes(before[: len(before) // 2])
+    kept = second.stat().st_mtime_ns
+    found = gather(tiny, wants, Work())
+    assert first.read_bytes() == before
+    assert second.stat().st_mtime_ns == kept
+    assert all(found.state(wants.statistics[0], *key[1:]) for key in files)
+
+
+def test_gc_deletes_partial_sums_that_no_process_holds_and_old_statistics_when_asked(tiny: Model, cli: Cli) -> None:
+    place = next(iter(gather(tiny, needs(tiny, 0), Work()).files.values())).parent
+    partial = place / "0000-site.partial"
+    partial.write_bytes(b"of a process that was killed")
+    whole = sorted(place.glob("*.safetensors"))
+    with FileLock(place / ".lock"):
+        assert cli("gc", "--days", "0", "--json").json()["files"] == []
+    assert cli("gc", "--dry-run", "--json").json()["files"] == [str(partial)]
+    assert partial.exists()
+    assert cli("gc", "--json").json()["files"] == [str(partial)]
+    assert not partial.exists()
+    assert cli("gc", "--days", "1", "--json").json()["files"] == []
+    assert cli("gc", "--days", "0", "--json").json()["files"] == [str(f) for f in whole]
 
 
 @dataclass(frozen=True)
@@ -156,7 +252,7 @@ def test_cancelled_in_the_middle_it_leaves_nothing_half_written_and_goes_on(tiny
         with pytest.raises(Cancelled):
             gather(tiny, needs(tiny, 0, 1), work)
         handle.remove()
-    assert [f for f in cache.rglob("*") if f.is_file()] == []
+    assert [f.name for f in cache.rglob("*") if f.is_file()] == [".lock"]  # stays, so that all hold the same one
     resumed = gather(tiny, needs(tiny, 0, 1), Work())
     other = gather(tiny, needs(tiny, 0, 1), Work(), cache / "other")
     for key, file in resumed.files.items():

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import efface
 from efface import world
 from efface.audit import Audit, audit, request_of
 from efface.cli.demo import CONCEPTS
 from efface.engines import local
-from efface.errors import BadRequest, OutputExists, WrongFile
+from efface.errors import BadRequest, EffaceError, OutputExists, WrongFile
+from efface.evaluation import _verdict as verdict
 from efface.measure import Sampling, Side, draw
 from efface.measure import _one_thread as one_thread
 from efface.request import Request
@@ -50,6 +53,13 @@ def test_a_target_the_base_hardly_draws_is_na_and_never_a_success() -> None:
     assert table["pooled"] is None
     items, rows = both("target", [True] * 5 + [False] * 5, [False] * 10)
     assert tables(items, rows, LABELS)[0]["rows"][0]["state"] == "ok"
+    items, rows = both("two-object", [True] * 4 + [False] * 6, [False] * 10)  # these prompts name the target, too
+    assert tables(items, rows, LABELS)[0]["rows"][0]["state"] == "na"
+
+
+def test_the_headline_rounds_one_hit_of_thousands_to_less_than_a_tenth_and_not_to_none() -> None:
+    items, rows = both("sensitive", [True] * 2500, [True] + [False] * 2499)
+    assert verdict(tables(items, rows, LABELS)).endswith("sensitive content 100.0 % → <0.1 % (n = 2500)")
 
 
 def test_loss_is_paired_by_prompt_and_seed() -> None:
@@ -233,6 +243,47 @@ def test_worker_processes_draw_the_same_pixels(mini: efface.Model, tmp_path: Pat
         expected = sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0)
     assert np.array_equal(np.stack([store.get("key3"), store.get("key4")]), expected)
     assert not np.array_equal(expected, sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0))
+
+
+def test_there_are_no_more_workers_than_memory_for_them(tiny: efface.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = 2 * tiny.nbytes + local.LIBRARIES
+    assert tiny.nbytes == sum(
+        t.nbytes for p in ("unet", "text_encoder", "vae") for t in tiny.part(p).state_dict().values()
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 32)
+    for free, lanes in ((0, 1), (one, 1), (5 * one + 1, 5), (10**6 * one, 32), (None, 32)):
+        monkeypatch.setattr(local, "free_memory", lambda free=free: free)
+        assert local.lanes_for(tiny) == lanes
+
+
+def _drawn(folder: Path, images: Path, shards: list[list[tuple[str, int, str]]]) -> None:
+    local.run(2, folder, [], {"steps": 1, "guidance": 4.0}, images, shards, Work(), "drawing")
+
+
+def test_a_worker_that_cannot_start_ends_those_that_did(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = local._start, []
+
+    def second_fails() -> Any:
+        if started:
+            raise OSError(11, "Resource temporarily unavailable")
+        started.append(start())
+        return started[0]
+
+    monkeypatch.setattr(local, "_start", second_fails)
+    with pytest.raises(OSError, match="unavailable"):
+        _drawn(tiny_folder, tmp_path, [[("a dog", 0, "k")], [("a cat", 0, "l")]])
+    assert started[0].poll() is not None
+
+
+def test_a_worker_that_ends_before_it_reads_its_job_is_named(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local.sys, "executable", shutil.which("false"))
+    long = [[("a dog " * 20_000, 0, "k")]] * 2  # longer than what a pipe holds
+    with pytest.raises(EffaceError, match="ended with code 1 before it began"):
+        _drawn(tiny_folder, tmp_path, long)
 
 
 def test_what_is_drawn_already_is_not_drawn_again(tiny: efface.Model, tmp_path: Path) -> None:

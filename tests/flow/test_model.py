@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import efface
-from conftest import SD_UNETS, MakePipe, config_of
-from efface.errors import UnknownName, WrongFile
+from conftest import SD_UNETS, MakePipe, config_of, make_pipe
+from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
 from efface.families.stable_diffusion import StableDiffusion
 from efface.model import Model
 
@@ -94,3 +96,95 @@ def test_a_part_of_another_library_is_not_loaded(tiny_folder: Path, tmp_path: Pa
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(WrongFile, match="only diffusers and transformers"):
         efface.load(folder, "cpu").part("unet")
+
+
+def test_a_unet_that_takes_more_than_latents_is_refused(tiny_pipe: MakePipe) -> None:
+    """Those for inpainting have nine channels: every drawing would fail."""
+    with pytest.raises(Unavailable, match="takes 9 channels and gives 4"):
+        efface.load(tiny_pipe(in_channels=9))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:one", "cuda:"])
+def test_a_device_of_another_name_is_refused(device: str, tiny_folder: Path) -> None:
+    with pytest.raises(UnknownName, match="device"):
+        efface.load(tiny_folder, device)
+
+
+def test_a_device_that_is_not_here_is_refused(tiny_folder: Path) -> None:
+    with pytest.raises(BadRequest, match="'cuda:99'"):
+        efface.load(tiny_folder, "cuda:99")
+
+
+# --- which of several files is read ----------------------------------------------------------------------------------
+
+
+def with_variants(tiny_folder: Path, into: Path) -> Path:
+    """A folder as hubs hold them: other weights, pickles and half precision beside the real ones."""
+    folder = into / "model"
+    shutil.copytree(tiny_folder, folder)
+    make_pipe(1).save_pretrained(into / "other")
+    other = into / "other" / "unet" / "diffusion_pytorch_model.safetensors"
+    for name in ("non_ema.safetensors", "fp16.safetensors", "bin"):
+        shutil.copyfile(other, folder / "unet" / f"diffusion_pytorch_model.{name}")
+    for name in ("v1-5-pruned.safetensors", "v1-5-pruned.ckpt"):
+        shutil.copyfile(other, folder / name)
+    (folder / "LICENSE").write_text("licence")
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "pytorch_model.bin").write_bytes(b"the user's own")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_a_closed_and_an_opened_denoiser_read_the_file_without_a_variant(tiny_folder: Path, tmp_path: Path) -> None:
+    model, plain = efface.load(with_variants(tiny_folder, tmp_path), "cpu"), efface.load(tiny_folder, "cpu")
+    site = plain.card.select("cross.v")[0].name
+    assert model.weight(site).equal(plain.weight(site))
+    assert model.fingerprint([site])["parts"] == plain.fingerprint([site])["parts"]
+    model.part("unet")
+    assert model.weight(site).equal(plain.weight(site))
+
+
+def test_a_folder_with_half_precision_variants_only_is_read(tiny_half: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(tiny_half, folder)
+    for file in folder.rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    model, plain = efface.load(folder, "cpu"), efface.load(tiny_half, "cpu")
+    site = plain.card.select("cross.v")[0].name
+    assert model.weight(site).equal(plain.weight(site))
+    assert model.identity == plain.identity
+
+
+@pytest.mark.parametrize("only_half", [False, True])
+def test_of_a_hub_id_only_what_is_read_is_fetched(
+    only_half: bool, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    hub, local = with_variants(tiny_folder, tmp_path), tmp_path / "local"
+    if only_half:
+        (hub / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    names = [f.relative_to(hub).as_posix() for f in hub.rglob("*") if f.is_file()]
+
+    def fetch(hub_id: str, allow_patterns: list[str], **more: Any) -> str:
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (local / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(hub / name, local / name)
+        return str(local)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    model = efface.load("some/model", "cpu")
+    weights = {
+        f.relative_to(local).as_posix() for f in local.rglob("*") if f.suffix in (".safetensors", ".bin", ".ckpt")
+    }
+    half = ".fp16" if only_half else ""
+    assert weights == {
+        f"unet/diffusion_pytorch_model{half}.safetensors",
+        "text_encoder/model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    assert torch.isfinite(model.weight(model.card.sites[0].name)).all()
+    assert model.identity

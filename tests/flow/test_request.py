@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.errors import BadRequest, EffaceError, UnknownName, WrongFile
+from efface.prompts import read_pairs
 from efface.request import KINDS, Concept, Request, read_concepts, read_lines
 
 
@@ -61,6 +62,28 @@ def test_without_kind_the_models_list_decides_then_the_name(
 ) -> None:
     found = Request.build([name]).settle(listed).concepts[0]
     assert (found.kind, found.label) == (kind, label)
+
+
+def test_one_text_stands_for_a_tuple_of_one_and_blanks_do_not_count() -> None:
+    concept = Concept(" cat ", synonyms="kitten", keep=" big  tiger ", anchor=" a  lion")  # pyright: ignore
+    assert concept == Concept("cat", synonyms=("kitten",), keep=("big tiger",), anchor="a lion")
+    assert Request((concept,), keep="fox").kept_texts == ("fox", "big tiger")  # pyright: ignore
+    with pytest.raises(BadRequest, match="kept"):
+        Request((concept,), keep=(" kitten",))
+
+
+@pytest.mark.parametrize("field", ["name", "anchor", "label", "synonyms", "keep"])
+@pytest.mark.parametrize("value", [7, [7], b"cat"])
+def test_what_is_no_text_is_refused_by_its_field(field: str, value: object) -> None:
+    with pytest.raises(BadRequest, match=f"'{field}'"):
+        Concept(**{"name": "cat", field: value})  # pyright: ignore
+
+
+def test_an_empty_synonym_and_a_kept_number_are_refused() -> None:
+    with pytest.raises(BadRequest, match="empty synonym"):
+        Concept("cat", synonyms=("kitten", " "))
+    with pytest.raises(BadRequest, match="'keep'"):
+        Request.build("cat", keep=[7])  # pyright: ignore
 
 
 def test_a_kind_that_was_given_is_kept() -> None:
@@ -122,10 +145,19 @@ FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order mark"])
 @pytest.mark.parametrize("name", FILES)
-def test_every_format_gives_the_same_concepts(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(FILES[name])
+def test_every_format_gives_the_same_concepts(name: str, mark: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(mark + FILES[name].encode())
     assert read_concepts(tmp_path / name) == WANTED
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    """Notepad and Excel begin UTF-8 files with one."""
+    (tmp_path / "lines.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+    (tmp_path / "pairs.csv").write_text("concept,base\na cat,a house\n", encoding="utf-8-sig")
+    assert read_lines(tmp_path / "lines.txt") == ["cat", "dog"]
+    assert read_pairs(tmp_path / "pairs.csv") == {"": [("a cat", "a house")]}
 
 
 def test_other_files_hold_one_concept_a_line(tmp_path: Path) -> None:
@@ -146,6 +178,10 @@ def test_other_files_hold_one_concept_a_line(tmp_path: Path) -> None:
         ("c.json", b'[{"kind": "style"}]'),
         ("c.json", b'[{"name": 7}]'),
         ("c.json", b'[{"name": "dog", "synonyms": 7}]'),
+        ("c.json", b'["dog=dog"]'),
+        ("c.json", b'[["dog"]]'),
+        ("c.yaml", b"- {name: dog, synonyms: [7]}"),
+        ("c.toml", b'[[concepts]]\nname = "dog"\nkeep = [7]'),
         ("c.json", b'[{"name": "dog", "anchor": 7}]'),
         ("c.json", b'[{"name": "dog", "nmae": "x"}]'),
         ("c.yaml", b"a: [b"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from safetensors.torch import load_file
 
 import efface
 from conftest import Cli, MakePipe, all_bits, bits, make_pipe
+from efface.audit import concepts_for
 from efface.errors import BadRequest, EffaceError, OutputExists, WrongBase, WrongFile
 from efface.model import Model
-from efface.patch import Dense, Gate, Patch
+from efface.patch import Dense, Gate, Guard, Patch
+from efface.request import Concept, Request
 from efface.stream import merge
 
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -64,6 +68,28 @@ def test_a_concept_longer_than_the_window_is_refused_before_any_weight_is_read(t
         with pytest.raises(BadRequest, match="tokens, but tiny reads 22"):
             efface.erase(tiny, concepts, keep)
     assert not tiny._opened
+
+
+@pytest.mark.parametrize("beside", [{"keep": ["cat"]}, {"seed": 3}, {"preset": "paper"}])
+def test_what_stands_beside_a_request_and_would_be_ignored_is_refused(beside: dict[str, Any], tiny: Model) -> None:
+    with pytest.raises(BadRequest, match="Request holds"):
+        efface.erase(tiny, Request.build("dog"), **beside)
+
+
+def test_a_work_of_another_seed_than_the_recipe_would_state_is_refused(tiny: Model) -> None:
+    with pytest.raises(BadRequest, match="seed is 5, that of the work 0"):
+        efface.erase(tiny, "dog", seed=5, work=efface.Work())
+    assert efface.erase(tiny, "dog", seed=5, work=efface.Work(5)).recipe["request"]["seed"] == 5
+
+
+def test_an_audit_of_named_concepts_knows_what_the_patch_keeps(tiny: Model) -> None:
+    asked = [Concept("dog", keep=("wolf",)), Concept("cat")]
+    patch = efface.erase(tiny, asked, keep=["fox", "bear"], seed=4, preset="paper", method="uce")
+    found = concepts_for(["cat", "Bear"], patch)
+    assert [c.name for c in found.concepts] == ["cat", "Bear"]
+    assert (found.keep, found.seed, found.preset) == (("fox", "wolf"), 4, "paper")
+    assert concepts_for([], patch).kept_texts == ("fox", "bear", "wolf")
+    assert concepts_for(["cat"], None).keep == ()
 
 
 # --- warnings ------------------------------------------------------------------------------------------------------
@@ -154,6 +180,17 @@ def test_a_model_gives_a_plain_pipeline_with_the_patches_in_force(tiny: Model) -
         assert pipe.unet.get_submodule(site).weight.equal(expected)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_no_pipeline_is_given_that_would_leave_out_a_guard_or_a_gate(gated: bool, tiny: Model) -> None:
+    site = tiny.card.select("cross.v")[0]
+    acting = (
+        Dense(site.name, torch.ones(site.shape), Gate(("dog",))) if gated else Guard("negative-prompt", {"text": ""})
+    )
+    with Patch((acting,)).applied(tiny), pytest.raises(BadRequest, match=r"model\.generate"):
+        tiny.pipeline()
+    assert tiny.pipeline().unet is tiny.part("unet")
+
+
 def test_load_returns_a_model_as_it_is_and_finds_the_pipelines_own_patches(tiny_pipe: MakePipe) -> None:
     pipe = tiny_pipe()
     model = efface.load(pipe)
@@ -242,6 +279,53 @@ def test_merging_twice_with_overwrite_gives_the_same_bytes(tiny_folder: Path, tm
     merge(model, patch, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / UNET).read_bytes() == first
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_merged_folder_holds_no_unedited_copy_of_the_weights(tiny_folder: Path, tmp_path: Path) -> None:
+    """Variants, pickles and whole checkpoints stay behind; parts that Efface does not open come along as they are."""
+    patch, folder = efface.erase(tiny_folder, ["dog"]), tmp_path / "base"
+    shutil.copytree(tiny_folder, folder)
+    for name in ("diffusion_pytorch_model.non_ema.safetensors", "diffusion_pytorch_model.bin"):
+        shutil.copyfile(folder / UNET, folder / "unet" / name)
+    for name in ("whole.safetensors", "whole.ckpt", "notes.bin"):
+        shutil.copyfile(folder / UNET, folder / name)
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("feature_extractor", "safety_checker"):
+        index[name] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index | {"requires_safety_checker": True}))
+    (folder / "feature_extractor").mkdir()
+    (folder / "feature_extractor" / "preprocessor_config.json").write_text("{}")
+    merge(efface.load(folder, "cpu"), patch, tmp_path / "out")
+    files = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    assert {f for f in files if not f.endswith((".json", ".txt"))} == {
+        str(UNET), "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+    }  # fmt: skip
+    assert {f.name for f in (tmp_path / "out").iterdir() if f.suffix} == {"model_index.json", "efface-patch.json"}
+    assert (tmp_path / "out" / "feature_extractor" / "preprocessor_config.json").exists()
+    found = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert found["safety_checker"] == [None, None]  # the folder has none, so plain diffusers must not look for it
+    assert found["requires_safety_checker"] is False
+    assert found["feature_extractor"] == index["feature_extractor"]
+
+
+def test_overwrite_replaces_what_apply_wrote_and_nothing_else(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch, model = efface.erase(tiny_folder, ["dog"]), efface.load(tiny_folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("mine", "file"):
+        with pytest.raises(WrongFile, match="not made by this command"):
+            merge(model, patch, tmp_path / name, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    merge(model, patch, tmp_path / "empty", overwrite=True)
+    (tmp_path / "upper" / "lower").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "upper" / "lower")
+    for name in (".", ".."):
+        with pytest.raises(BadRequest, match="no name for a new folder"):
+            merge(model, patch, Path(name), overwrite=True)
 
 
 def test_planning_and_erasing_leave_the_loaded_model_bit_equal(tiny: Model) -> None:

@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _say("interrupted; the same command goes on from here", 130)
     except BrokenPipeError:
         code = 1
+    except OSError as error:
+        where = error.filename or type(error).__name__
+        code = _say(f"{where}: {error.strerror or error}; see to the path, its permissions and the space left", 1)
     except Exception as error:
         # typer carries a click of its own in some versions: its errors are known by what they can do
         if not hasattr(error, "format_message"):

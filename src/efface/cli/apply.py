@@ -21,11 +21,18 @@ def command(
     offline: o.Offline = False,
     overwrite: o.Overwrite = False,
 ) -> None:
-    """Merge PATCH into MODEL and write a diffusers folder that loads anywhere."""
+    """Merge PATCH into MODEL and write a diffusers folder that loads anywhere.
+
+    --overwrite replaces a folder that this command wrote.
+    """
     o.prepare(offline=offline)
     from efface.model import load
     from efface.patch import Patch
+    from efface.sources import Folder
     from efface.stream import merge
 
-    done = merge(load(model, "cpu", "float32", offline), Patch.load(patch).scaled(strength), out, overwrite)
-    o.emit({"folder": str(out), "sites": done}, json, [f"{out}: {done} weights changed"])
+    base = load(model, "cpu", "float32", offline)
+    done = merge(base, Patch.load(patch).scaled(strength), out, overwrite)
+    absent = [part for part, there in Folder(base.folder).parts.items() if not there]
+    lines = [f"{out}: {done} weights changed", *(f"without {part}: {model} lacks it" for part in absent)]
+    o.emit({"folder": str(out), "sites": done, "absent": absent}, json, lines)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import time
-import warnings
 from typing import Annotated, Any
 
 import typer
@@ -38,13 +36,15 @@ def command(
     """Erase concepts from MODEL and write the change as a small patch."""
     import sys
 
-    from efface.errors import OutputExists
+    from efface.errors import OutputExists, WrongFile
     from efface.request import Request, read_lines
-    from efface.run import plan, solve, state_folder
+    from efface.run import plan, saved_state, solve
     from efface.store import write_bytes
 
     if out.exists() and not overwrite:
         raise OutputExists(out)
+    if out.is_dir():
+        raise WrongFile(f"{out} is a folder; name a file, for example {out / 'patch.safetensors'}")
     kept = [*(keep or ()), *(read_lines(keep_file) if keep_file else ())]
     request = Request.build(o.gathered(concept, concepts), kept, seed, preset)
     settings: dict[str, Any] = dict(o.settings_of(set_))
@@ -57,13 +57,11 @@ def command(
         o.emit({"plan": made.lines(), "warnings": made.warnings}, json, [])
         return
     start = time.monotonic()
-    folder = state_folder(made)
-    work = o.working(seed, quiet, folder)
-    with work.interruptible(), warnings.catch_warnings():
-        patch = solve(made, work)
-    patch.save(out, overwrite=overwrite)
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)
+    with saved_state(made) as folder:
+        work = o.working(seed, quiet, folder)
+        with work.interruptible():
+            patch = solve(made, work)
+        patch.save(out, overwrite=overwrite)
     import json as encoder
 
     beside = {

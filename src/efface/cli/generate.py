@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,41 +32,39 @@ def command(
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Draw every prompt with every seed into a folder: NNNN-SEED.png, N the prompt's number from 0."""
-    from efface.errors import BadRequest, OutputExists
+    """Draw every prompt with every seed into a folder: NNNN-SEED.png, N the prompt's number from 0.
+
+    --overwrite replaces a folder that holds nothing else.
+    """
+    from efface.errors import BadRequest
     from efface.request import read_lines
 
     texts = [*(prompt or ()), *(read_lines(prompts) if prompts else ())]
     if not texts:
         raise BadRequest("no prompt was given; pass --prompt TEXT or --prompts FILE")
-    if out.exists() and not overwrite:
-        raise OutputExists(out)
     numbers = o.seeds_of(seeds)
     opened = o.opened(model, device, dtype, threads, offline)
     from efface.measure import Sampling, Side, draw
     from efface.patch import Patch
-    from efface.store import Images
+    from efface.store import Images, new_folder
     from efface.suites import Item
     from efface.work import cache_folder
 
-    items = [Item(t, s, ()) for t in texts for s in numbers]
-    sampling, images = Sampling.of(opened, steps, guidance), Images(cache_folder() / "images")
-    work = o.working(0, quiet)
-    with work.interruptible(), ExitStack() as stack:
-        for file in patch or ():
-            stack.enter_context(Patch.load(file).applied(opened))
-        side = Side("generated", opened, opened.in_force)
-        draw(side, items, sampling, images, work)
-    part = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        part.mkdir(parents=True)
-        names = [f"{i // len(numbers):04d}-{item.seed}.png" for i, item in enumerate(items)]
+    items, images = [Item(t, s, ()) for t in texts for s in numbers], Images(cache_folder() / "images")
+    names = [f"{i // len(numbers):04d}-{item.seed}.png" for i, item in enumerate(items)]
+    sampling, work = Sampling.of(opened, steps, guidance), o.working(0, quiet)
+    with new_folder(out, overwrite, _drawn) as made:  # before anything is drawn: it may be refused
+        with work.interruptible(), ExitStack() as stack:
+            for file in patch or ():
+                stack.enter_context(Patch.load(file).applied(opened))
+            side = Side("generated", opened, opened.in_force)
+            draw(side, items, sampling, images, work)
         for name, item in zip(names, items, strict=True):
-            shutil.copyfile(images.path(side.image_key(item, sampling)), part / name)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            shutil.copyfile(images.path(side.image_key(item, sampling)), made / name)
     rows = [{"file": n, "prompt": i.prompt, "seed": i.seed} for n, i in zip(names, items, strict=True)]
     o.emit({"folder": str(out), "images": rows}, json, [f"{out}: {len(rows)} images"])
+
+
+def _drawn(folder: Path) -> bool:
+    """True for a folder that holds pictures of this command and nothing else."""
+    return all(re.fullmatch(r"\d{4,}-\d+\.png", f.name) for f in folder.iterdir())

@@ -96,12 +96,10 @@ def _names(without: list[str] | None) -> list[str]:
 def _device(device: str | None) -> str:
     import torch
 
-    from efface.errors import BadRequest
+    from efface.model import device_of
 
-    found = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = device_of(device)
     if found.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise BadRequest(f"--device {found} needs a GPU, this machine shows none; leave it out to train on the CPU")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return found
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
+LIBRARIES = 500_000_000  # bytes that a process holds before it opens a model
 Shard = Sequence[Sequence[Any]]
 """(prompt, seed, key of the image) of each image, and its guidance where that is not the run's (one a shard)."""
 
@@ -80,6 +82,26 @@ def _no_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError"
 
 
+def lanes_for(model: Model) -> int:
+    """How many workers: as many as torch has threads here, and as many as the free memory holds, at least one.
+
+    A worker holds the weights, and about as much again while it opens them and draws.
+    """
+    import torch
+
+    threads, free = torch.get_num_threads(), free_memory()
+    return threads if free is None else max(1, min(threads, free // (2 * model.nbytes + LIBRARIES)))
+
+
+def free_memory() -> int | None:
+    """Bytes that new processes can have; None where the system (other than Linux) does not say."""
+    try:
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return 1024 * int(facts["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def run(
     lanes: int,
     folder: Path,
@@ -97,8 +119,12 @@ def run(
         files = [str(p.save(Path(place) / f"{i}.safetensors")) for i, p in enumerate(patches)]
         job = {"folder": str(folder), "patches": files, "sampling": sampling, "images": str(images)}
         job["tolerant"] = tally.failed is not None
-        workers = [_start(job | {"shards": list(shards[lane::lanes])}) for lane in range(lanes)]
+        workers: list[subprocess.Popen[str]] = []
         try:
+            for _ in range(lanes):
+                workers.append(_start())
+            for lane, worker in enumerate(workers):
+                _hand(worker, job | {"shards": list(shards[lane::lanes])})
             for line in work.progress(_lines(workers, work), label, total=len(shards)):
                 said = json.loads(line)
                 tally.seconds += said["seconds"] / lanes
@@ -113,9 +139,9 @@ def run(
                 worker.wait()
 
 
-def _start(job: dict[str, Any]) -> subprocess.Popen[str]:
+def _start() -> subprocess.Popen[str]:
     environment = os.environ | QUIET | {"OMP_NUM_THREADS": "1"}
-    worker = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "efface.engines.local"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -123,10 +149,18 @@ def _start(job: dict[str, Any]) -> subprocess.Popen[str]:
         env=environment,
         start_new_session=True,  # Ctrl-C goes to the parent, which ends its workers
     )
+
+
+def _hand(worker: subprocess.Popen[str], job: dict[str, Any]) -> None:
+    """Give a worker its job. Raises EffaceError for one that ended before it read it."""
     assert worker.stdin is not None
-    worker.stdin.write(json.dumps(job))
-    worker.stdin.close()
-    return worker
+    try:
+        worker.stdin.write(json.dumps(job))
+        worker.stdin.close()
+    except BrokenPipeError:
+        with suppress(BrokenPipeError):
+            worker.stdin.close()
+        raise EffaceError(f"a drawing process ended with code {worker.wait()} before it began") from None
 
 
 def _lines(workers: list[subprocess.Popen[str]], work: Work) -> Iterator[str]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from efface.errors import Unavailable
 from efface.sites import Card, Site, Stream, freeze
 
 __all__ = ["StableDiffusion"]
@@ -47,9 +48,16 @@ class StableDiffusion:
     def card(name: str, configs: Mapping[str, Mapping[str, Any]], extra: Mapping[str, Any]) -> Card:
         """From the configurations of `unet`, `text_encoder`, `vae`, `scheduler`; weights are never read.
 
-        extra: `steps`, `guidance`, `preset` where a model states its own.
+        extra: `steps`, `guidance`, `preset` where a model states its own. Raises Unavailable for a U-Net that takes
+        more than latents, as those for inpainting do.
         """
         unet, text, vae = configs["unet"], configs["text_encoder"], configs["vae"]
+        takes, gives = unet["in_channels"], unet.get("out_channels", 4)
+        if takes != gives:
+            raise Unavailable(
+                f"the U-Net of {name} takes {takes} channels and gives {gives}: it needs a picture beside the prompt; "
+                "use a text-to-image model"
+            )
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         side = unet["sample_size"]
         height, width = (side, side) if isinstance(side, int) else side

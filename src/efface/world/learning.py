@@ -131,8 +131,9 @@ class _Run:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         net.to(device)
         self.learnt = [p for p in net.parameters() if p.requires_grad]
-        decay = {"lr": phase.rate, "weight_decay": phase.decay}
-        self.optimiser = torch.optim.AdamW(self.learnt, betas=(0.9, 0.99), fused=True, **decay)
+        self.optimiser = torch.optim.AdamW(
+            self.learnt, lr=phase.rate, weight_decay=phase.decay, betas=(0.9, 0.99), fused=True
+        )
         self.mean = [p.detach().clone() for p in self.learnt] if phase.ema else []
 
     def state(self) -> dict[str, torch.Tensor]:
