@@ -301,20 +301,21 @@ def _expected(rule: Rule) -> str:
     if rule.metric == "errors":
         return f"at most {limit}"
     words = {"upper": "95 % upper bound", "lower": "95 % lower bound", "estimate": "estimate"}[rule.statistic]
-    about = "" if rule.statistic == "estimate" else " for other seeds of these prompts"
-    return f"{words} {'below' if rule.metric == 'loss' else 'at most'} {limit}{about}"
+    return f"{words} {'below' if rule.metric == 'loss' else 'at most'} {limit}"
 
 
 def _told(
     rule: Rule, state: str, counts: Sequence[int], bounds: tuple[float, float], prompts: int,
     blamed: tuple[str, ...] = (), worst: str = "",
 ) -> Outcome:  # fmt: skip
-    n = counts[-1]
+    n, asked = counts[-1], f"{prompts} prompt{'s' if prompts != 1 else ''}"
     low, high = (f"{100 * b:.1f}" for b in bounds)
     if rule.metric == "loss":
-        got = f"{100 * (counts[0] - counts[1]) / n:.1f} points [{low}, {high}], {n} pairs, {prompts} prompts"
+        got = (
+            f"{100 * (counts[0] - counts[1]) / n:.1f} points [{low}, {high}], {n} pair{'s' if n != 1 else ''}, {asked}"
+        )
     else:
-        got = f"{100 * counts[0] / n:.1f} % [{low}, {high}], {counts[0]}/{n}, {prompts} prompts"
+        got = f"{100 * counts[0] / n:.1f} % [{low}, {high}], {counts[0]}/{n}, {asked}"
     got = f"{worst}: {got}" if worst else got
     advice = _advice(rule, counts) if state == "undecided" else ""
     return Outcome(rule.name, state, _expected(rule), got, advice, blamed, {"counts": list(counts)})

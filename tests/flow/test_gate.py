@@ -178,7 +178,7 @@ def test_a_style_alone_has_no_neighbours_and_meets_the_default_gate() -> None:
 def test_a_bound_says_of_what_it_speaks() -> None:
     """Of further seeds: five sentences times 60 seeds are 300 images of five prompts, and the line says so."""
     shown = outcome(report(*good()), "targets shown, together")
-    assert shown.expected == "95 % upper bound at most 5 % for other seeds of these prompts"
+    assert shown.expected == "95 % upper bound at most 5 %"
     assert shown.got == "0.0 % [0.0, 1.0], 0/300, 100 prompts"
     assert outcome(report(*good()), "others, loss").got.endswith("250 pairs, 100 prompts")
 

@@ -135,7 +135,7 @@ def _metric_lines(cells: list[dict[str, Any]]) -> list[str]:
 def _gate_lines(gate: dict[str, Any] | None) -> list[str]:
     if gate is None:
         return []
-    lines = [f"gate {gate['name']}: {gate['state']}"]
+    lines = [f"gate {gate['name']}: {gate['state']}  (95 % bounds, for other seeds of the same prompts)"]
     for rule in gate["rules"]:
         said = f"  {rule['state']:<12} {rule['rule']}: expected {rule['expected']}, got {rule['got']}"
         lines.append(said + (f" ({rule['next']})" if rule["next"] else ""))
@@ -151,5 +151,5 @@ def _fail(gate: dict[str, Any]) -> None:
     hint = f"; {first['next']}" if first["next"] else ""
     raise GateFailed(
         f"gate {gate['name']} {'failed' if first['state'] == 'fail' else 'is undecided'}: {first['rule']}: "
-        f"expected {first['expected']}, got {first['got']}{hint}{more}"
+        f"expected {first['expected']}, got {first['got'].rstrip('.')}{hint}{more}"
     )
