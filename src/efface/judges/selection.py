@@ -32,7 +32,7 @@ class Mix(nn.Module):
         super().__init__()
         self.places = nn.Conv2d(width, width, reach, padding=reach // 2, groups=width)
         self.norm = nn.GroupNorm(8, width)
-        self.channels = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
+        self.channels = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.ReLU(), nn.Conv2d(2 * width, width, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.places(x)

@@ -65,7 +65,10 @@ class Plan:
 PLANS = {
     "reporting": Plan(
         "reporting",
-        (Cycle(Phase(3500, 64, 4e-3, 0.02), 0.3, 3, 1.0), Cycle(Phase(5000, 64, 3e-3, 0.02), 0.55, 5, 2.0)),
+        (
+            Cycle(Phase(3500, 64, 4e-3, 0.02, coarse=True), 0.3, 3, 1.0),
+            Cycle(Phase(5000, 64, 3e-3, 0.02, coarse=True), 0.55, 5, 2.0),
+        ),
         seed=11,
     ),
     "selection": Plan(
@@ -220,8 +223,8 @@ def vaes() -> tuple[Any, Any, str]:
     for name in ("mini", "micro"):
         from efface.world import sizes, train_vae
 
-        home = cache_folder() / "train" / name / "vae"
-        if (home / DONE).is_file():
+        home = train_vae.finished_vae(cache_folder() / "train" / name)
+        if home is not None:
             found.append(train_vae.load_vae(sizes.size(name), home))
             digest.update((home / RESULT).read_bytes())
             continue
