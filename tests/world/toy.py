@@ -23,12 +23,14 @@ TOY = Size(
     latent=4,
     vae=(16, 16, 16),
     unet=(16, 16),
-    groups=8,
+    attends=1,
+    groups=(8, 8),
     copies=4,
     text_phase=Phase(4, 8, 1e-3),
     vae_phase=Phase(4, 4, 1e-3),
+    decoder_phase=Phase(3, 4, 1e-3, coarse=True),
     unet_phases=(Phase(6, 4, 1e-3, ema=0.9), Phase(3, 4, 1e-3, ema=0.9)),
-    seconds=(0.1, 0.1, 0.1),
+    seconds=(0.1, 0.1, 0.1, 0.1),
 )
 
 

@@ -55,6 +55,10 @@ def train(
     ] = False,
     minutes: Annotated[float, typer.Option("--minutes", help="How long at one go, at most 150.")] = 150.0,
     bundle: Annotated[Path | None, typer.Option("--bundle", help="Sprites from a file of `world build`.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", metavar="FOLDER", help="Take VAE and first U-Net phase from a model of this shape."),
+    ] = None,
     join: Annotated[Path | None, typer.Option("--join", help="Take over pieces of another machine first.")] = None,
     pieces: Annotated[
         Path | None, typer.Option("--pieces", help="Folder for the results, in files of at most 15 MB.")
@@ -67,12 +71,23 @@ def train(
 ) -> None:
     """Train what the world bundles, part by part; the same command goes on where the last one stopped."""
     o.prepare(threads, offline=True)
+    from efface.errors import BadRequest
     from efface.work import Work
+    from efface.world import artwork
     from efface.world import pieces as carried
     from efface.world.learning import Go
-    from efface.world.training import copy_out, course
+    from efface.world.sizes import size
+    from efface.world.training import copy_out, course, start_from
 
     chosen = course(target, _names(without), bundle)
+    if start is not None:
+        if target == "judge" or without:
+            raise BadRequest("--start is for micro and mini; a gold's U-Net begins from nothing")
+
+        def sprites() -> artwork.Sprites:
+            return artwork.read(bundle) if bundle else artwork.sprites(_say)
+
+        typer.echo(f"taken over from {start}: {', '.join(start_from(size(target), start, sprites))}")
     if join is not None:
         typer.echo(f"joined: {', '.join(carried.join(chosen, join)) or 'nothing newer than what is here'}")
     if not plan:

@@ -17,7 +17,7 @@ from efface.world.learning import RESULT, read, write_json
 from efface.world.sizes import Size
 from efface.world.train_text import load_encoder
 from efface.world.train_unet import SCHEDULE, unet
-from efface.world.train_vae import load_vae
+from efface.world.train_vae import finished_vae, load_vae
 
 __all__ = ["write_gold", "write_model"]
 
@@ -35,7 +35,9 @@ CLASSES = {
 def write_model(size: Size, home: Path, part: Path, target: Path, withheld: Withheld | None = None) -> Path:
     """The whole model in `target`, float16, as it stands after the U-Net phase `part`; a former one is replaced."""
     staging = staging_for(target)
-    text, vae = load_encoder(size, home / "tokenizer", home / "text"), load_vae(size, home / "vae")
+    text, drawing = load_encoder(size, home / "tokenizer", home / "text"), finished_vae(home)
+    assert drawing is not None, "latents come before the U-Net, and a VAE before them"
+    vae = load_vae(size, drawing)
     text.half().save_pretrained(staging / "text_encoder")
     vae.half().save_pretrained(staging / "vae")
     _unet(size, part).save_pretrained(staging / "unet")
@@ -84,7 +86,9 @@ def _facts(size: Size, folder: Path, withheld: Withheld, home: Path) -> None:
         write_json(folder / "gold.json", {
             "base": size.name, "withheld": {"objects": withheld.objects, "styles": withheld.styles},
             "shared": "tokenizer, text encoder and VAE are those of the base; the U-Net never saw what is withheld",
-            "base_parts_sha256": {name: digest(home / name / RESULT) for name in ("text", "vae")},
+            "base_parts_sha256": {
+                part.name: digest(part / RESULT) for part in (home / "text", finished_vae(home)) if part is not None
+            },
         })  # fmt: skip
     credit = [f"- {f.style}: {f.author}, {f.licence}, {f.source}" for f in FAMILIES if f.style in families]
     text = [

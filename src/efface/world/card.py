@@ -27,7 +27,7 @@ from efface.suites import Item
 from efface.work import Work, cache_folder
 from efface.world import captions
 from efface.world.artwork import FAMILIES
-from efface.world.learning import progress_of, write_json
+from efface.world.learning import DONE, progress_of, write_json
 from efface.world.measure_judge import share
 from efface.world.sheet import grid
 
@@ -240,7 +240,7 @@ def _speed(model: Model, count: int = 16) -> dict[str, Any]:
 
 
 def _trained(folder: Path) -> dict[str, Any]:
-    """Steps, minutes and last loss of every part under `folder`."""
+    """Steps, minutes and last loss of every part under `folder`; None for what was taken over from another model."""
     found = {}
     for part in sorted(p for p in folder.iterdir() if p.is_dir()):
         facts = progress_of(part)
@@ -248,6 +248,8 @@ def _trained(folder: Path) -> dict[str, Any]:
             found[part.name] = {
                 "steps": facts["step"], "minutes": round(facts["seconds"] / 60, 1), "loss": facts["loss"][-1],
             }  # fmt: skip
+        elif (part / DONE).is_file() and "taken over" in (part / DONE).read_text(encoding="utf-8"):
+            found[part.name] = {"steps": None, "minutes": None, "loss": None}
     return found
 
 
@@ -296,5 +298,7 @@ def _page(card: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"{card['images per second']['rate']} images a second with {card['images per second']['threads']} threads.",
     ]
     lines += ["", "| part | steps | minutes | last loss |", "|---|---|---|---|"]
-    lines += [f"| {k} | {v['steps']} | {v['minutes']} | {v['loss']} |" for k, v in card["training"].items()]
+    for part, facts in card["training"].items():
+        said = facts.values() if facts["steps"] else ("taken over from an earlier model", "NA", "NA")
+        lines.append(f"| {part} | {' | '.join(map(str, said))} |")
     return "\n".join([*lines, "", "Artwork: " + "; ".join(card["credits"]) + ".", ""])

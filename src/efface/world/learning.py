@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +23,8 @@ from efface.store import write_bytes
 from efface.work import Work
 
 __all__ = [
-    "DONE", "RESULT", "SETTINGS", "Go", "Part", "Phase", "keep", "learn", "progress_of", "read", "share_of",
-    "write_json",
+    "DONE", "RESULT", "SETTINGS", "Go", "Part", "Phase", "keep", "knows_bfloat16", "learn", "progress_of", "read",
+    "share_of", "write_json",
 ]  # fmt: skip
 
 RESULT, EMA_FILE, DONE, CURVE = "result.safetensors", "ema.safetensors", "done.json", "curve.json"
@@ -42,6 +43,7 @@ class Phase:
     rate: float
     decay: float = 0.01
     ema: float = 0.0  # 0: none
+    coarse: bool = False  # in bfloat16 where the processor computes in it; a GPU always does
 
     def on(self, device: str) -> Phase:
         """On a GPU eight times the batch in a quarter of the steps, at one and a half times the rate."""
@@ -217,7 +219,9 @@ def learn(
         run.start_from(weights, round(facts["step"] / facts["steps"] * phase.steps))
     first, begun, before, kept = run.step, time.monotonic(), run.seconds, time.monotonic()
     net.train()
-    precise = torch.autocast("cuda", torch.bfloat16) if go.device.startswith("cuda") else nullcontext()
+    kind = go.device.partition(":")[0]
+    fast = kind == "cuda" or (phase.coarse and knows_bfloat16())
+    precise = torch.autocast(kind, torch.bfloat16) if fast else nullcontext()
     try:
         for _, given in go.work.progress(
             _ahead(batch, range(run.step, phase.steps), go), label, max(0, phase.steps - first)
@@ -239,6 +243,14 @@ def learn(
     net.eval()
     keep(home / RESULT, run.weights(), step=run.step, steps=phase.steps)
     return True
+
+
+@cache
+def knows_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; where it does not, that is many times slower than float32."""
+    ask = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest torch that is supported
+    able = ask() if ask else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _ahead(batch: Callable[[int], B], steps: range, go: Go) -> Iterator[tuple[int, B]]:

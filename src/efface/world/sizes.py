@@ -15,8 +15,10 @@ __all__ = ["MICRO", "MINI", "SIZES", "Size", "size"]
 class Size:
     """One model: what it draws, the shape of its networks, the phases of its parts.
 
-    `vae` and `unet` are block widths: the VAE halves the picture once less often than it has blocks. `copies`:
-    scenes of every sprite whose latents are stored. `seconds`: of a step of text, VAE and U-Net on two free cores.
+    `vae` and `unet` are block widths: the VAE halves the picture once less often than it has blocks; the first
+    `attends` blocks of the U-Net read the text. `groups`: of the group norms of VAE and U-Net. `decoder_phase`: the
+    VAE's decoder alone, once its latents stand. `copies`: scenes of every sprite whose latents are stored.
+    `seconds`: of a step of text, VAE, decoder and U-Net on two free cores.
     """
 
     name: str
@@ -30,12 +32,14 @@ class Size:
     latent: int  # channels
     vae: tuple[int, ...]
     unet: tuple[int, ...]
-    groups: int  # of the U-Net's group norms
+    attends: int
+    groups: tuple[int, int]
     copies: int
     text_phase: Phase
     vae_phase: Phase
+    decoder_phase: Phase | None
     unet_phases: tuple[Phase, ...]
-    seconds: tuple[float, float, float]
+    seconds: tuple[float, float, float, float]
     seed: int = 7
 
     @property
@@ -62,12 +66,14 @@ MICRO = Size(
     latent=8,
     vae=(16, 32, 48),
     unet=(32, 56),
-    groups=8,
+    attends=2,
+    groups=(8, 8),
     copies=64,
     text_phase=Phase(1000, 128, 2e-3),
     vae_phase=Phase(3400, 16, 1.5e-3),
+    decoder_phase=None,
     unet_phases=(Phase(6500, 32, 2e-3, ema=0.998),),
-    seconds=(0.22, 0.125, 0.165),
+    seconds=(0.17, 0.11, 0.0, 0.14),
 )
 
 MINI = Size(
@@ -79,19 +85,21 @@ MINI = Size(
     window=24,
     text_width=192,
     text_layers=4,
-    latent=16,
-    vae=(24, 48, 64, 96),
-    unet=(128, 232),
-    groups=8,
+    latent=4,
+    vae=(32, 64, 96),
+    unet=(96, 160, 256),
+    attends=2,
+    groups=(16, 32),
     copies=32,
     text_phase=Phase(2500, 128, 1.5e-3),
-    vae_phase=Phase(10000, 8, 1e-3),
+    vae_phase=Phase(3000, 16, 1e-3),
+    decoder_phase=Phase(3000, 8, 1e-3, coarse=True),
     unet_phases=(
-        Phase(9000, 32, 1e-3, ema=0.999),
-        Phase(9000, 32, 8e-4, ema=0.999),
-        Phase(6000, 32, 5e-4, ema=0.999),
+        Phase(11000, 32, 7e-4, ema=0.999, coarse=True),
+        Phase(4000, 32, 6e-4, ema=0.999, coarse=True),
+        Phase(8000, 32, 5e-4, ema=0.999, coarse=True),
     ),
-    seconds=(0.45, 0.45, 0.87),
+    seconds=(0.45, 0.55, 0.3, 0.7),
 )
 
 SIZES = {size.name: size for size in (MICRO, MINI)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from efface.world.scenes import Scenes, Stage, to_uint8
 from efface.world.sheet import grid
 from efface.world.sizes import Size
 
-__all__ = ["autoencoder", "encode_deck", "load_deck", "load_vae", "outlines", "train_vae"]
+__all__ = [
+    "autoencoder", "encode_deck", "finished_vae", "load_deck", "load_vae", "measured", "outlines", "train_decoder",
+    "train_vae",
+]  # fmt: skip
 
 SHARD = 1024  # scenes encoded and kept together
 BLANK = 0.03  # share of scenes without an object
@@ -31,7 +35,7 @@ def autoencoder(size: Size) -> Any:
 
     blocks = len(size.vae)
     shape: dict[str, Any] = {
-        "block_out_channels": size.vae, "layers_per_block": 1, "norm_num_groups": 8,
+        "block_out_channels": size.vae, "layers_per_block": 1, "norm_num_groups": size.groups[0],
         "down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks,
     }  # fmt: skip
     return AutoencoderKL(latent_channels=size.latent, sample_size=size.pixels, **shape)
@@ -47,28 +51,58 @@ def loss(vae: Any, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Squared error, absolute error of the Laplacian (one-pixel outlines weigh nothing in a squared error), KL."""
     pixels, noise = pixels.to(vae.device), noise.to(vae.device)
     found = vae.encode(pixels).latent_dist
-    drawn = vae.decode(found.mean + found.std * noise).sample.float()
     spread = found.logvar.float()
     kl = 0.5 * (found.mean.float() ** 2 + spread.exp() - 1 - spread).mean()
-    return F.mse_loss(drawn, pixels) + 0.1 * F.l1_loss(_edges(drawn), _edges(pixels)) + 3e-4 * kl
+    return _missed(vae, found.mean + found.std * noise, pixels) + 3e-4 * kl
+
+
+def decoder_loss(vae: Any, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The same without KL, for latents that no longer change."""
+    pixels, noise = pixels.to(vae.device), noise.to(vae.device)
+    with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
+        found = vae.encode(pixels).latent_dist
+        latents = found.mean + found.std * noise
+    return _missed(vae, latents, pixels)
+
+
+def _missed(vae: Any, latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    drawn = vae.decode(latents).sample.float()
+    return F.mse_loss(drawn, pixels) + 0.1 * F.l1_loss(_edges(drawn), _edges(pixels))
 
 
 def train_vae(size: Size, sprites: Sprites, home: Path, go: Go) -> bool:
     """The VAE in `home/result.safetensors`, its scale and how well it draws in `done.json`; resumable."""
     torch.manual_seed(size.seed + 1)
-    vae, stage, work = autoencoder(size), Stage(sprites, size.pixels), Work(size.seed)
+    vae, stage = autoencoder(size), Stage(sprites, size.pixels)
     torch.nn.init.constant_(vae.quant_conv.bias.data[size.latent :], -6.0)  # little noise on latents from the start
-
-    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = work.rng(f"vae {step}")
-        images = stage.draw(size.vae_phase.batch, generator, two=TWO).images
-        shape = (len(images), size.latent, size.side, size.side)
-        return unit(images), torch.randn(shape, generator=generator)
-
+    batch = partial(_batch, size, stage, "vae", size.vae_phase.batch)
     if not learn(vae, size.vae_phase, batch, lambda b: loss(vae, *b), home, go, label=f"{size.name} VAE"):
         return False
-    write_json(home / DONE, measured(vae.to("cpu"), stage, work, home))
+    write_json(home / DONE, measured(size, vae.to("cpu"), stage, home))
     return True
+
+
+def train_decoder(size: Size, sprites: Sprites, vae_home: Path, home: Path, go: Go) -> bool:
+    """The VAE of `vae_home` with a decoder that has learnt on: its latents, and what was made of them, stay good."""
+    assert size.decoder_phase is not None
+    vae, stage = load_vae(size, vae_home), Stage(sprites, size.pixels)
+    for part in (vae.decoder, vae.post_quant_conv):
+        part.requires_grad_(True)
+    batch = partial(_batch, size, stage, "decoder", size.decoder_phase.batch)
+    if not learn(
+        vae, size.decoder_phase, batch, lambda b: decoder_loss(vae, *b), home, go, label=f"{size.name} decoder"
+    ):
+        return False
+    scale = {"scaling_factor": vae.config.scaling_factor}
+    write_json(home / DONE, measured(size, vae.to("cpu"), stage, home) | scale)
+    return True
+
+
+def _batch(size: Size, stage: Stage, part: str, count: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (n, 3, h, w) in [-1, 1] and noise for their latents (n, c, h, w)."""
+    generator = Work(size.seed).rng(f"{part} {step}")
+    images = stage.draw(count, generator, two=TWO).images
+    return unit(images), torch.randn((count, size.latent, size.side, size.side), generator=generator)
 
 
 def unit(images: torch.Tensor) -> torch.Tensor:
@@ -77,9 +111,9 @@ def unit(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def measured(vae: Any, stage: Stage, work: Work, home: Path) -> dict[str, float]:
+def measured(size: Size, vae: Any, stage: Stage, home: Path) -> dict[str, Any]:
     """Error, outlines and latent scale on scenes of other seeds; a sheet of originals over what the VAE draws."""
-    scenes = unit(stage.draw(256, work.rng("vae held out"), two=TWO).images)
+    scenes = unit(stage.draw(256, Work(size.seed).rng("vae held out"), two=TWO).images)
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in scenes.split(32)])
     drawn = torch.cat([vae.decode(part).sample for part in latents.split(32)])
     rows = torch.cat([part[k : k + 16] for k in (0, 16) for part in (scenes, drawn)])
@@ -105,6 +139,11 @@ def load_vae(size: Size, home: Path) -> Any:
     scale = json.loads((home / DONE).read_text(encoding="utf-8"))["scaling_factor"]
     vae.register_to_config(scaling_factor=scale)
     return vae.eval().requires_grad_(False)
+
+
+def finished_vae(home: Path) -> Path | None:
+    """The part under `home` whose VAE is the best so far: that of its decoder, else the first one."""
+    return next((home / part for part in ("decoder", "vae") if (home / part / DONE).is_file()), None)
 
 
 # --- latents ---------------------------------------------------------------------------------------------------------

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from efface.errors import BadRequest, OutputExists, UnknownName, WrongFile
 from efface.store import write_bytes
 from efface.work import cache_folder
 from efface.world import artwork
 from efface.world.deck import Withheld
-from efface.world.learning import DONE, RESULT, SETTINGS, Go, Part, Phase
+from efface.world.learning import DONE, RESULT, SETTINGS, Go, Part, Phase, keep, write_json
 from efface.world.sizes import SIZES, Size, size
 
-__all__ = ["TARGETS", "Course", "course", "judge_parts"]
+__all__ = ["TARGETS", "Course", "course", "judge_parts", "start_from"]
 
 TARGETS = (*SIZES, "judge")
 
@@ -154,14 +155,14 @@ def _shape(size: Size, *words: object) -> str:
 
 def _shared(size: Size, home: Path, sprites: Callable[[], artwork.Sprites]) -> tuple[Part, ...]:
     from efface.world.train_text import train_text, train_tokenizer
-    from efface.world.train_vae import encode_deck, load_vae, train_vae
+    from efface.world.train_vae import encode_deck, load_vae, train_decoder, train_vae
 
-    words, text, vae, deck = (home / name for name in ("tokenizer", "text", "vae", "latents"))
+    words, text, vae, deck, drawing = (home / name for name in ("tokenizer", "text", "vae", "latents", "decoder"))
     scenes = size.copies * len(size.objects) * len(size.styles)
     about = {
         "tokenizer": _shape(size, size.vocabulary, size.window),
         "text": _shape(size, size.vocabulary, size.text_width, size.text_layers, size.text_phase),
-        "vae": _shape(size, size.vae, size.latent, size.vae_phase),
+        "vae": _shape(size, size.vae, size.latent, size.groups[0], size.vae_phase),
     }
 
     def tokenizer(go: Go) -> bool:
@@ -171,7 +172,11 @@ def _shared(size: Size, home: Path, sprites: Callable[[], artwork.Sprites]) -> t
     def latents(go: Go) -> bool:
         return encode_deck(size, sprites(), load_vae(size, vae), deck, go)
 
-    return (
+    decoder = size.decoder_phase and Part(
+        "decoder", drawing, about["vae"] + str(size.decoder_phase), size.decoder_phase.steps, size.seconds[2],
+        lambda go: train_decoder(size, sprites(), vae, drawing, go),
+    )  # fmt: skip
+    parts = (
         Part("tokenizer", words, about["tokenizer"], 1, 5.0, tokenizer),
         Part("text", text, about["text"], size.text_phase.steps, size.seconds[0],
              lambda go: train_text(size, sprites(), words, text, go)),
@@ -180,6 +185,7 @@ def _shared(size: Size, home: Path, sprites: Callable[[], artwork.Sprites]) -> t
         Part("latents", deck, about["vae"] + str(size.copies), scenes, size.seconds[1] / (8 * size.vae_phase.batch),
              latents),
     )  # fmt: skip
+    return (*parts, decoder) if decoder else parts
 
 
 def _unets(size: Size, home: Path, own: Path, withheld: Withheld) -> tuple[Part, ...]:
@@ -199,10 +205,56 @@ def _unets(size: Size, home: Path, own: Path, withheld: Withheld) -> tuple[Part,
             text = load_encoder(size, home / "tokenizer", home / "text")
             return train_unet(size, number, source(), text, before, place, go)
 
-        about = _shape(size, size.unet, withheld, phase, size.text_phase, size.vae, size.vae_phase, size.copies)
-        return Part(f"unet-{number + 1}", place, about, phase.steps, size.seconds[2], run)
+        about = _shape(
+            size,
+            size.unet,
+            size.attends,
+            size.groups,
+            withheld,
+            phase,
+            size.text_phase,
+            size.vae,
+            size.vae_phase,
+            size.copies,
+        )
+        return Part(f"unet-{number + 1}", place, about, phase.steps, size.seconds[3], run)
 
     return tuple(part(number, phase) for number, phase in enumerate(size.unet_phases))
+
+
+def start_from(size: Size, folder: Path, sprites: Callable[[], artwork.Sprites]) -> list[str]:
+    """Take the VAE and the U-Net of a model folder as the finished parts `vae` and `unet-1` of the size.
+
+    Its text encoder is not taken: the U-Net learns to read a new one in its next phase. Raises WrongFile for another
+    shape or where one of the two parts is finished already; nothing is written then.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from efface.world.scenes import Stage
+    from efface.world.train_unet import unet
+    from efface.world.train_vae import autoencoder, measured
+
+    parts = {part.name: part for part in model_course(size, Withheld(), sprites).parts}
+    if old := [p for p in (parts["vae"], parts["unet-1"]) if p.done]:
+        raise WrongFile(f"{old[0].home} is finished already; move it away to start from {folder}")
+    vae, denoiser = autoencoder(size), unet(size)
+    try:
+        found: Any = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+        vae.load_state_dict(found.state_dict())
+        denoiser.load_state_dict(
+            UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True).state_dict()
+        )
+    except (OSError, ValueError) as error:
+        raise WrongFile(f"expected a model folder with a VAE and a U-Net in {folder}: {error}") from None
+    except RuntimeError:
+        raise WrongFile(f"the networks in {folder} have another shape than those of {size.name}") from None
+    stage = Stage(sprites().only(size.objects, size.styles), size.pixels)
+    facts = measured(size, vae.eval(), stage, parts["vae"].home) | {"scaling_factor": found.config.scaling_factor}
+    for name, net, extra in (("vae", vae, facts), ("unet-1", denoiser, {})):
+        parts[name].claim()
+        keep(parts[name].home / RESULT, {k: v.half() for k, v in net.state_dict().items()})
+        write_json(parts[name].home / DONE, extra | {"taken over": True})
+    return ["vae", "unet-1"]
 
 
 def copy_out(found: Sequence[tuple[Path, Path]], overwrite: bool) -> list[Path]:
