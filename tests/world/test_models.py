@@ -342,6 +342,32 @@ def test_a_finished_course_says_so_and_does_nothing(trained: Path) -> None:
     assert course.plan()[-1] == "in all         about 0 min left"
 
 
+@pytest.mark.parametrize("name", ["text", "vae", "decoder", "unet-1", "unet-2"])
+def test_every_part_that_is_stopped_ends_with_the_same_weights(
+    name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path / "again")
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "again"))
+    part = next(p for p in toy_course().parts if p.name == name)
+    shutil.rmtree(part.home)
+    work, update = Work(), learning._Run.update
+
+    def stopping(run: Any, value: torch.Tensor) -> None:
+        update(run, value)
+        if run.step == 2:
+            work.cancel()
+
+    monkeypatch.setattr(learning._Run, "update", stopping)
+    with pytest.raises(Cancelled):
+        part.run(Go(work))
+    monkeypatch.setattr(learning._Run, "update", update)
+    assert not part.done
+    assert learning.progress_of(part.home)["step"] == 2
+    assert part.run(Go(Work()))
+    whole, again = (read(home / RESULT)[0] for home in (trained / "train" / "toy" / name, part.home))
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
 def test_a_gold_shares_all_but_the_unet(trained: Path) -> None:
     gold = trained / "train" / "toy-without-dog" / "gold"
     assert sorted(p.name for p in gold.iterdir()) == ["README.md", "concepts.json", "efface.json", "gold.json", "unet"]

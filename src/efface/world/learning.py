@@ -125,12 +125,12 @@ def share_of(home: Path) -> float:
 class _Run:
     """A net with its optimiser, its running mean and its losses: all that a resumed run needs."""
 
-    def __init__(self, net: nn.Module, phase: Phase, device: str) -> None:
+    def __init__(self, net: nn.Module, phase: Phase, device: str, layout: torch.memory_format) -> None:
         self.net, self.phase, self.device = net, phase, device
         self.step, self.since, self.seconds = 0, 0, 0.0
         self.losses: list[torch.Tensor] = []
         if device == "cpu":
-            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            net.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         net.to(device)
         self.learnt = [p for p in net.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
@@ -154,10 +154,10 @@ class _Run:
         for key, value in state.items():
             if key.startswith("adam."):
                 _, number, word = key.split(".")
-                adam.setdefault(int(number), {})[word] = value
+                adam.setdefault(int(number), {})[word] = _laid_like(self.learnt[int(number)], value)
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": adam, "param_groups": groups})
-        self.mean = [state[f"ema.{k}"].to(self.device) for k in range(len(self.mean))]
+        self.mean = [_laid_like(p, state[f"ema.{k}"].to(self.device)) for k, p in enumerate(self.learnt) if self.mean]
         self.losses = list(state["losses"].to(self.device))
         self.step, self.since = int(state["place"][0]), int(state["place"][1])
         self.seconds = float(state["place"][2])
@@ -192,6 +192,13 @@ class _Run:
         }
 
 
+def _laid_like(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """`value` in the memory layout of `weight`: the fused optimiser walks memory, not indices."""
+    if value.shape != weight.shape:  # a count of steps
+        return value
+    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
+
+
 def learn(
     net: nn.Module,
     phase: Phase,
@@ -202,15 +209,18 @@ def learn(
     *,
     label: str,
     save_seconds: float = SAVE_SECONDS,
+    layout: torch.memory_format = torch.channels_last,
 ) -> bool:
     """Train until the phase ends (True) or the sitting is over (False); continues from what lies in `home`.
+
+    layout: of weights on a CPU.
 
     batch(k) depends on k alone and is drawn on a second thread while the step before trains. A run that was killed
     and started again ends with the same weights as one that was not. At the end `home` holds `result.safetensors`
     (float16, the running mean), at any stop `ema.safetensors`, with which alone another machine goes on. Raises
     WrongFile for a torn state and for a full disk.
     """
-    run, saved = _Run(net, phase, go.device), Work(folder=home)
+    run, saved = _Run(net, phase, go.device, layout), Work(folder=home)
     state = saved.restore()
     if state is not None and int(state["place"][3]) == phase.steps:
         run.take(state)
