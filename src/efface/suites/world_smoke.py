@@ -91,7 +91,7 @@ def lacking(request: Request, known: Known) -> dict[str, str]:
     """Roles that neither `world-smoke` nor `world-claim` can draw of this model and request, with the reason."""
     kept = dict(zip(("neighbour", "other"), kept_objects(request, known.concepts), strict=True))
     missing = {role: "the model has no qualified object of this kind left" for role, names in kept.items() if not names}
-    return {"object-less": "the model's captions had none", **missing}
+    return {"object-less": known.missing("empty") or "not part of this suite; world-full draws it", **missing}
 
 
 def _is_object(concept: Concept, known: dict[str, dict[str, Any]]) -> bool:

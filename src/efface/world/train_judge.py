@@ -66,13 +66,14 @@ class Plan:
 
 
 # Single objects first; then pairs and styles, which are learnt late. The share of pairs is high: at 30 % the
-# reporting judge named both objects of only 39 % of crisp two-object scenes.
+# reporting judge named both objects of only 39 % of crisp two-object scenes, after two cycles of 81 %.
 PLANS = {
     "reporting": Plan(
         "reporting",
         (
             Cycle(Phase(3500, 64, 4e-3, 0.02, coarse=True), 0.3, 3, 1.0),
             Cycle(Phase(5000, 64, 3e-3, 0.02, coarse=True), 0.55, 5, 2.0),
+            Cycle(Phase(6000, 64, 2e-3, 0.02, coarse=True), 0.85, 5, 2.0),
         ),
         seed=11,
     ),
