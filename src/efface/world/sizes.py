@@ -37,7 +37,7 @@ class Size:
     copies: int
     text_phase: Phase
     vae_phase: Phase
-    decoder_phase: Phase | None
+    decoder_phase: Phase
     unet_phases: tuple[Phase, ...]
     seconds: tuple[float, float, float, float]
     seed: int = 7
@@ -71,9 +71,9 @@ MICRO = Size(
     copies=64,
     text_phase=Phase(1000, 128, 2e-3),
     vae_phase=Phase(3400, 16, 1.5e-3),
-    decoder_phase=None,
+    decoder_phase=Phase(1500, 16, 1.5e-3),
     unet_phases=(Phase(6500, 32, 2e-3, ema=0.998),),
-    seconds=(0.17, 0.11, 0.0, 0.14),
+    seconds=(0.17, 0.11, 0.09, 0.14),
 )
 
 MINI = Size(

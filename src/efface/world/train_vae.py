@@ -84,7 +84,6 @@ def train_vae(size: Size, sprites: Sprites, home: Path, go: Go) -> bool:
 
 def train_decoder(size: Size, sprites: Sprites, vae_home: Path, home: Path, go: Go) -> bool:
     """The VAE of `vae_home` with a decoder that has learnt on: its latents, and what was made of them, stay good."""
-    assert size.decoder_phase is not None
     vae, stage = load_vae(size, vae_home), Stage(sprites, size.pixels)
     for part in (vae.decoder, vae.post_quant_conv):
         part.requires_grad_(True)

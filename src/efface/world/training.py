@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from efface.store import write_bytes
 from efface.work import cache_folder
 from efface.world import artwork
 from efface.world.deck import Withheld
+from efface.world.golds import digest
 from efface.world.learning import DONE, RESULT, SETTINGS, Go, Part, Phase, keep, write_json
 from efface.world.sizes import SIZES, Size, size
 
@@ -129,11 +129,14 @@ def model_course(size: Size, withheld: Withheld, sprites: Callable[[], artwork.S
     shared, unets = _shared(size, home, own_sprites), _unets(size, home, own, withheld)
 
     def finish(part: Part) -> Path | None:
+        from efface.world.train_vae import finished_vae
+
         stamp, result = own / "assembled.txt", part.home / RESULT
         last = [p for p in unets if p.done][-1:]
         if part not in last or not result.is_file():
             return None
-        version = hashlib.sha256(result.read_bytes()).hexdigest()
+        vae = finished_vae(home)
+        version = digest(result, *(place / RESULT for place in (home / "text", vae) if place))
         if stamp.is_file() and stamp.read_text(encoding="utf-8") == version:
             return None
         from efface.world.assemble import write_gold, write_model
@@ -172,11 +175,7 @@ def _shared(size: Size, home: Path, sprites: Callable[[], artwork.Sprites]) -> t
     def latents(go: Go) -> bool:
         return encode_deck(size, sprites(), load_vae(size, vae), deck, go)
 
-    decoder = size.decoder_phase and Part(
-        "decoder", drawing, about["vae"] + str(size.decoder_phase), size.decoder_phase.steps, size.seconds[2],
-        lambda go: train_decoder(size, sprites(), vae, drawing, go),
-    )  # fmt: skip
-    parts = (
+    return (
         Part("tokenizer", words, about["tokenizer"], 1, 5.0, tokenizer),
         Part("text", text, about["text"], size.text_phase.steps, size.seconds[0],
              lambda go: train_text(size, sprites(), words, text, go)),
@@ -184,8 +183,9 @@ def _shared(size: Size, home: Path, sprites: Callable[[], artwork.Sprites]) -> t
              lambda go: train_vae(size, sprites(), vae, go)),
         Part("latents", deck, about["vae"] + str(size.copies), scenes, size.seconds[1] / (8 * size.vae_phase.batch),
              latents),
+        Part("decoder", drawing, about["vae"] + str(size.decoder_phase), size.decoder_phase.steps, size.seconds[2],
+             lambda go: train_decoder(size, sprites(), vae, drawing, go)),
     )  # fmt: skip
-    return (*parts, decoder) if decoder else parts
 
 
 def _unets(size: Size, home: Path, own: Path, withheld: Withheld) -> tuple[Part, ...]:
