@@ -25,6 +25,7 @@ from efface.request import Request
 from efface.scores import composites
 from efface.suites import Item
 from efface.tables import Pair
+from efface.work import seed_of
 
 SETTINGS = (("targets", 8), ("all_targets", 16), ("synonyms", 0), ("neighbours", 12), ("others", 20))
 
@@ -35,8 +36,8 @@ def keeps(item: Item) -> np.ndarray:
 
 
 def harms(item: Item) -> np.ndarray:
-    """Half of the targets stay, half of the neighbours go."""
-    if item.asks[0].role in ("target", "neighbour") and item.seed % 2:
+    """About half of the targets stay, about half of the neighbours go."""
+    if item.asks[0].role in ("target", "neighbour") and seed_of(item.prompt, item.seed) % 2:
         return pictures()[list(pictures())[-1]]
     return named(item)
 

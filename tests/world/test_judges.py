@@ -66,7 +66,7 @@ def test_two_objects_are_both_seen() -> None:
     m = len(judge().objects)
     hits, shown = judge().look(images[48:]).hits[:, :m], labels[48:, :m]
     assert (shown.sum(1) == 2).all()
-    assert (hits & shown).sum() / shown.sum() >= 0.5
+    assert (hits & shown).sum() / shown.sum() >= 0.85
 
 
 def test_a_picture_alone_and_in_a_batch_agree() -> None:
@@ -197,7 +197,6 @@ def test_drawings_of_the_model_pass() -> None:
         *(
             ("uniform noise", 1.0),
             ("smooth coloured noise", 1.0),
-            ("image + 30 % noise", 0.95),
             ("image + 50 % noise", 1.0),
         ),
         *(
