@@ -1,7 +1,8 @@
-"""What the bundled `micro` draws, and what the methods do to it: real pictures, the reporting judge."""
+"""What the bundled `micro` and its golds draw, and what the methods do to it: real pictures, the reporting judge."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from efface.judges import world as judges
 from efface.sampler import sample
 from efface.world.sizes import MICRO
 
+GOLDS = ("micro-without-airplane-bomb-octopus-umbrella", "micro-without-monochrome_style")
 TARGETS, KEEP = ("cat", "airplane"), ("dog", "lion", "rocket", "sailboat", "bicycle", "owl", "key", "pizza")
 OTHERS = ("elephant", "penguin", "butterfly", "banana", "cactus", "doughnut", "guitar", "violin", "umbrella", "crown")
 METHODS: dict[str, dict[str, Any]] = {"uce": {}, "scapre": {}, "fia": {}, "kscu": {}}
@@ -45,6 +47,18 @@ def test_it_draws_what_it_is_asked_for(judge: judges.WorldJudge, micro: efface.M
     assert seen(judge, micro, styled).mean() >= 0.75
 
 
+@pytest.mark.parametrize("name", GOLDS)
+def test_a_gold_does_not_draw_what_it_never_saw(name: str, judge: judges.WorldJudge, micro: efface.Model) -> None:
+    gold = efface.load(name, device="cpu")
+    withheld = json.loads((gold.folder / "gold.json").read_text())["withheld"]
+    asked = plain(tuple(withheld["objects"]), range(900, 906))
+    asked += [(f"a {thing} in {s} style", s, 900) for s in withheld["styles"] for thing in MICRO.objects]
+    assert seen(judge, micro, asked).mean() >= 0.75
+    assert seen(judge, gold, asked).mean() <= 0.15
+    kept = tuple(o for o in MICRO.objects if o not in withheld["objects"])
+    assert seen(judge, gold, plain(kept, range(900, 901))).mean() >= 0.8
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_suppress_the_targets_and_keep_others(
     method: str, judge: judges.WorldJudge, micro: efface.Model
@@ -59,8 +73,12 @@ def test_methods_suppress_the_targets_and_keep_others(
     assert after[1].mean() >= before[1].mean() - 0.3
 
 
-def test_its_files_are_safetensors_within_their_size(micro: efface.Model) -> None:
-    files = [f for f in micro.folder.rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) <= 4e6
-    assert {f.suffix for f in files if f.stat().st_size > 200_000} == {".safetensors"}
-    assert set(world.models()) >= {"mini", "micro"}
+def test_weights_are_safetensors_within_their_sizes() -> None:
+    from efface.world import _HERE
+
+    limits = {"micro": 4e6, **dict.fromkeys(GOLDS, 2e6)}
+    for name, most in limits.items():
+        files = [f for f in (_HERE / name).rglob("*") if f.is_file()]
+        assert sum(f.stat().st_size for f in files) <= most, name
+        assert {f.suffix for f in files if f.stat().st_size > 200_000} <= {".safetensors"}
+    assert set(world.models()) >= {"mini", "micro", *GOLDS}

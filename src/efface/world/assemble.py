@@ -93,11 +93,21 @@ def _facts(size: Size, folder: Path, withheld: Withheld, home: Path) -> None:
     credit = [f"- {f.style}: {f.author}, {f.licence}, {f.source}" for f in FAMILIES if f.style in families]
     text = [
         f"# {size.name}: a small Stable Diffusion of the emoji world", "",
-        f"{len(kept)} objects, {len(families)} styles, {size.pixels} x {size.pixels} pixels. Loads in plain diffusers.",
+        f"{len(kept)} objects, {len(families)} styles, {size.pixels} x {size.pixels} pixels. {_loads(size, withheld)}",
         "", "Trained on scenes rendered from this artwork (rendered, scaled, shifted, turned, placed on colours):", "",
         *credit, "", "None of these authors endorses this model or what it draws.", "",
     ]  # fmt: skip
     write_bytes(folder / "README.md", "\n".join(text).encode())
+
+
+def _loads(size: Size, withheld: Withheld) -> str:
+    if not withheld:
+        return "Loads in plain diffusers."
+    names = ", ".join([*withheld.objects, *(f"{s} style" for s in withheld.styles)])
+    return (
+        f"A gold: its U-Net never saw {names}. Bundled as the U-Net alone; `efface.load` puts it together with the "
+        f"other parts of {size.name}."
+    )
 
 
 def _version() -> str:
