@@ -1,12 +1,10 @@
-"""Training of the world's models on a toy size: every part, resuming, golds, pieces, bad input. No real artwork."""
+"""Training of the world's models on a toy size: every part, golds, pieces, bad input. No real artwork."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,10 @@ from toy import OBJECTS, TOY, sprites
 from efface.errors import BadRequest, Cancelled, OutputExists, UnknownName, WrongFile
 from efface.work import Work
 from efface.world import learning, pieces, training
-from efface.world.captions import Caption, caption, find, fits, words_of
-from efface.world.deck import COLOURS, Labels, Withheld, Writer, pairs, true_of
+from efface.world.captions import find, words_of
+from efface.world.deck import Labels, Withheld, Writer
 from efface.world.golds import completed
-from efface.world.learning import EMA_FILE, RESULT, Go, Phase, learn, read
+from efface.world.learning import RESULT, Go, read
 from efface.world.sizes import MICRO, MINI, SIZES
 from efface.world.train_text import encoder, train_tokenizer
 from efface.world.train_unet import Source, unet
@@ -53,198 +51,17 @@ def trained(toys: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return toys
 
 
-# --- the loop --------------------------------------------------------------------------------------------------------
-
-
-def small(killed_at: int | None = None) -> tuple[torch.nn.Module, Callable[[int], torch.Tensor], Any]:
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-
-    def batch(step: int) -> torch.Tensor:
-        if step == killed_at:
-            raise KeyboardInterrupt
-        return torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
-
-    return net, batch, lambda x: (net(x) - x[:, :1]).square().mean()
-
-
-PHASE = Phase(12, 5, 1e-2, ema=0.8)
-
-
-def run(home: Path, killed_at: int | None = None, **how: Any) -> dict[str, torch.Tensor]:
-    net, batch, loss = small(killed_at)
-    learn(net, PHASE, batch, loss, home, how.pop("go", Go(Work())), label="small", **how)
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-@pytest.mark.parametrize("step", [1, 5, 11])
-def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, step: int) -> None:
-    whole = run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", killed_at=step, save_seconds=0.0)
-    again = run(tmp_path / "killed")
-    assert all(torch.equal(whole[k], again[k]) for k in whole)
-    first, second = read(tmp_path / "whole" / RESULT)[0], read(tmp_path / "killed" / RESULT)[0]
-    assert all(torch.equal(first[k], second[k]) for k in first)
-
-
-def test_a_stop_without_any_save_starts_again_and_ends_the_same(tmp_path: Path) -> None:
-    net, batch, loss = small()
-
-    def failing(step: int) -> torch.Tensor:
-        if step == 7:
-            raise MemoryError  # nothing is saved on the way out, as after a kill -9
-        return batch(step)
-
-    with pytest.raises(MemoryError):
-        learn(net, PHASE, failing, loss, tmp_path / "a", Go(Work()), label="small")
-    assert not (tmp_path / "a" / "state.safetensors").exists()
-    again, whole = run(tmp_path / "a"), run(tmp_path / "b")
-    assert all(torch.equal(whole[k], again[k]) for k in whole)
-
-
-def test_sittings_end_in_time_and_join_up(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole")
-    over = Go(Work(), minutes=1)
-    over.begun -= 3600
-    net, batch, loss = small()
-    assert not learn(net, PHASE, batch, loss, tmp_path / "parts", over, label="small")
-    assert learning.progress_of(tmp_path / "parts")["step"] < PHASE.steps
-    again = run(tmp_path / "parts")
-    assert all(torch.equal(whole[k], again[k]) for k in whole)
-
-
-def test_weights_of_the_running_mean_are_enough_to_go_on(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "here", killed_at=6, save_seconds=0.0)
-    (tmp_path / "there").mkdir()
-    shutil.copy(tmp_path / "here" / EMA_FILE, tmp_path / "there")
-    net, batch, loss = small()
-    assert learn(net, PHASE, batch, loss, tmp_path / "there", Go(Work()), label="small")
-    facts = learning.progress_of(tmp_path / "there")
-    assert facts["step"] == PHASE.steps
-    assert facts["since"] == 6
-
-
-def test_what_was_begun_on_another_device_goes_on_at_the_same_share(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, killed_at=6, save_seconds=0.0)
-    net, batch, loss = small()
-    other = Phase(4, 5, 1e-2, ema=0.8)
-    assert learn(net, other, batch, loss, tmp_path, Go(Work()), label="small")
-    assert learning.progress_of(tmp_path)["since"] == 2
-    assert Phase(100, 32, 1e-3).on("cuda") == Phase(25, 256, 1.5e-3)
-    assert Phase(100, 32, 1e-3).on("cpu") == Phase(100, 32, 1e-3)
-
-
-def test_a_stop_by_the_user_is_saved(tmp_path: Path) -> None:
-    work = Work()
-    net, batch, loss = small()
-
-    def stopping(step: int) -> torch.Tensor:
-        if step == 4:
-            work.cancel()
-        return batch(step)
-
-    with pytest.raises(Cancelled):
-        learn(net, PHASE, stopping, loss, tmp_path, Go(work), label="small")
-    assert 0 < learning.progress_of(tmp_path)["step"] < PHASE.steps
-    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, killed_at=3, save_seconds=0.0)
-    before = (tmp_path / "state.safetensors").read_bytes()
-
-    def full(self: Work, state: dict[str, torch.Tensor]) -> None:
-        (tmp_path / "state.safetensors.1.tmp").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Work, "save", full)
-    with pytest.raises(WrongFile, match="No space left"):
-        run(tmp_path, save_seconds=0.0)
-    assert (tmp_path / "state.safetensors").read_bytes() == before
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_rate_warms_up_falls_and_warms_up_again_without_memory() -> None:
-    phase = Phase(1000, 1, 1e-3)
-    rates = [phase.rate_at(k) for k in range(1000)]
-    assert rates[0] < 1e-4
-    assert max(rates) == pytest.approx(1e-3)
-    assert rates[-1] == pytest.approx(1e-5, rel=0.05)
-    assert rates[50:] == sorted(rates[50:], reverse=True)
-    assert phase.rate_at(500, since=500) < 0.05 * phase.rate_at(500)
-    assert phase.rate_at(600, since=500) == phase.rate_at(600)
-
-
-def test_minutes_are_bounded() -> None:
-    with pytest.raises(BadRequest, match="150"):
-        Go(Work(), minutes=151)
-
-
 # --- what is shown and said ------------------------------------------------------------------------------------------
-
-
-def labels(*rows: tuple[int, int, int, int]) -> Labels:
-    return Labels(*(torch.tensor(column) for column in zip(*rows, strict=True)))
-
-
-def test_captions_are_true_of_what_they_say_and_of_nothing_else() -> None:
-    dog, cat, noto, blob = frozenset(["dog"]), frozenset(["cat"]), "noto", "blob"
-    told = [
-        Caption("a dog", (dog,), None, None), Caption("a dog in noto style", (dog,), noto, None),
-        Caption("a cat and a dog", (cat, dog), None, None), Caption("an animal", (dog | cat,), None, None),
-        Caption("a picture in blob style", (), blob, None), Caption("a red background", (), None, "red"),
-    ]  # fmt: skip
-    red, blue = COLOURS.index("red"), COLOURS.index("blue")
-    shown = labels((0, -1, 0, red), (0, -1, 1, blue), (0, 1, 0, red), (1, -1, 1, red), (-1, -1, -1, red))
-    assert true_of(told, shown, TOY).int().tolist() == [
-        [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 0, 1, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 1],
-    ]  # fmt: skip
-
-
-def test_a_caption_knows_what_it_says() -> None:
-    generator = torch.Generator().manual_seed(3)
-    for _ in range(300):
-        said = caption([find("dog")], "noto", "red", generator)
-        assert (said.style is not None) == ("noto" in said.text)
-        assert (said.background is not None) == ("red" in said.text.split())
-        assert all("dog" in names for names in said.phrases)
-    assert fits("a dog") == frozenset(["dog"])
-    assert {"dog", "lion"} <= fits("a animal") | fits("an animal")
-
-
-def test_batches_show_one_object_in_two_styles() -> None:
-    drawn = torch.ones(4, 2, dtype=torch.bool)
-    things, styles = pairs(9, drawn, torch.Generator().manual_seed(0))
-    assert len(things) == len(styles) == 9
-    assert torch.equal(things[0:8:2], things[1:9:2])
-    assert (styles[0:8:2] != styles[1:9:2]).all()
-    drawn[2, 1] = False
-    things, styles = pairs(400, drawn, torch.Generator().manual_seed(0))
-    assert drawn[things, styles].all()
-    assert (styles == 1).float().mean() > 0.35
 
 
 def test_long_captions_are_drawn_again(trained: Path) -> None:
     writer = Writer(TOY, trained / "train" / "toy" / "tokenizer")
-    shown = labels(*[(0, 3, 0, 1)] * 200)
+    shown = Labels(*(torch.tensor([k] * 200) for k in (0, 3, 0, 1)))
     told, ids = writer.write(shown, torch.Generator().manual_seed(0))
     assert ids.shape == (200, TOY.window)
     assert (ids[:, 0] == 0).all()
     assert (ids[:, -1] == 1).all()
     assert all(len(c.phrases) in (0, 2) for c in told)
-
-
-@pytest.mark.parametrize(("names", "error", "word"), [
-    (["unicorns"], UnknownName, "unicorns"), (["noto", "noto style"], BadRequest, "twice"),
-    (["dog", "dog"], BadRequest, "twice"), (["dog", "cat", "key"], BadRequest, "fewer"),
-])  # fmt: skip
-def test_bad_withheld_names_are_refused(names: list[str], error: type[Exception], word: str) -> None:
-    with pytest.raises(error, match=word):
-        Withheld.parse(names, TOY)
 
 
 def test_a_gold_sees_nothing_of_what_is_withheld(trained: Path) -> None:
