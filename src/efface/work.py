@@ -90,7 +90,7 @@ class Work:
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{_STATE}.{os.getpid()}.tmp"
+        temporary = self.folder / f".{_STATE}.{os.getpid()}.tmp"
         save_file({k: v.contiguous() for k, v in state.items()}, temporary)
         os.replace(temporary, self.folder / _STATE)
 

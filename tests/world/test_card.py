@@ -115,10 +115,10 @@ def test_a_gold_is_asked_for_what_was_withheld(folder: Path, tmp_path: Path) -> 
     others = card.questions(["key", "pizza"], [], COUNTS)
     hits = np.eye(6, dtype=bool)[[0] * len(asked) + [2] * len(others)]
     judge: Any = Judge()
-    found = card._withheld([*asked, *others], hits, judge)
-    assert found["dog"]["drawn"]["rate"] == 1.0
-    assert found["cat"]["drawn"]["rate"] == 0.0
-    assert found["dog"]["seen in other drawings"]["rate"] == 0.0
+    found = card._withheld([*asked, *others], [hits], [judge])
+    assert found["dog"]["drawn"]["reporting"]["rate"] == 1.0
+    assert found["cat"]["drawn"]["reporting"]["rate"] == 0.0
+    assert found["dog"]["seen in other drawings"]["reporting"]["rate"] == 0.0
 
 
 def test_without_artwork_the_distance_is_unknown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +143,15 @@ def test_what_is_written_is_what_suites_read(folder: Path, tmp_path: Path) -> No
         "pooled": {"object": {"reporting": whole}}, "drawn against rendered": {"fid": 1.0, "kid": 0.1},
         "images per second": {"rate": 2.0, "threads": 1}, "credits": ["noto: Google Inc, Apache-2.0"],
         "training": {"unet-1": {"steps": 3, "minutes": 0.1, "loss": 0.5}},
+        "sampling": {"scheduler": "DDIM", "steps": 20, "guidance": 4.0},
+        "withheld": {"key": {"drawn": {"reporting": few}, "seen in other drawings": {"reporting": whole}}},
     }  # fmt: skip
     card.write(facts, target)
     rows = {c["name"]: c for c in json.loads((target / "concepts.json").read_text())["concepts"]}
     assert {name: row["qualified"] for name, row in rows.items()} == {"dog": True, "cat": False, "noto": True}
     assert rows["dog"]["category"] == next(o.category for o in objects() if o.name == "dog")
     assert rows["noto"]["kind"] == "style"
-    assert "90.0%" in (target / "card.md").read_text()
+    page = (target / "card.md").read_text()
+    assert "| dog | 90.0% [70.0%, 100.0%] | 24 |" in page
+    assert "| key, never seen | reporting judge | 100.0% [40.0%, 100.0%]; in other drawings 90.0%" in page
     assert load(str(target), "cpu", "float32", offline=True).concepts[0]["base_rate"] == 0.9

@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_state(tmp_path: Path, m
     before = (tmp_path / "state.safetensors").read_bytes()
 
     def full(self: Work, state: dict[str, torch.Tensor]) -> None:
-        (tmp_path / "state.safetensors.1.tmp").write_bytes(b"half")
+        (tmp_path / ".state.safetensors.1.tmp").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Work, "save", full)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import efface
 from efface import world
@@ -71,6 +72,20 @@ def test_methods_suppress_the_targets_and_keep_others(
     assert before[0].mean() >= 0.8
     assert after[0].mean() <= before[0].mean() - 0.3
     assert after[1].mean() >= before[1].mean() - 0.3
+
+
+@pytest.mark.parametrize("name", ["micro", *GOLDS])
+def test_plain_diffusers_draws_the_same(name: str) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    model = efface.load(name, device="cpu")
+    ours = sample(model, ["a guitar"], [3], batch=1)[0]
+    pipe = StableDiffusionPipeline.from_pretrained(model.folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    drawn = pipe("a guitar", num_inference_steps=model.card.steps, guidance_scale=model.card.guidance,
+                 generator=generator, output_type="np").images[0]  # fmt: skip
+    assert np.abs(drawn * 255 - ours).max() <= 1.01
 
 
 def test_weights_are_safetensors_within_their_sizes() -> None:

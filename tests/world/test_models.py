@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -199,6 +200,45 @@ def test_a_gold_shares_all_but_the_unet(trained: Path) -> None:
     assert completed(gold, base) == whole
 
 
+def test_a_gold_refuses_another_base(trained: Path, tmp_path: Path) -> None:
+    gold = trained / "train" / "toy-without-dog" / "gold"
+    base = shutil.copytree(trained / "train" / "toy" / "model", tmp_path / "base")
+    weights = base / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"xx")
+    with pytest.raises(WrongFile, match="another base: its vae/"):
+        completed(gold, base)
+
+
+def test_a_gold_with_another_list_is_put_together_anew(trained: Path, tmp_path: Path) -> None:
+    base = trained / "train" / "toy" / "model"
+    gold = shutil.copytree(trained / "train" / "toy-without-dog" / "gold", tmp_path / "gold")
+    first = completed(gold, base)
+    listed = json.loads((gold / "concepts.json").read_text())
+    (gold / "concepts.json").write_text(json.dumps(listed | {"judge": "another"}))
+    assert json.loads((completed(gold, base) / "concepts.json").read_text())["judge"] == "another"
+    assert first.is_dir()
+
+
+def test_a_full_disk_leaves_no_half_model(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import UNet2DConditionModel
+
+    from efface.world.assemble import write_model
+
+    def full(*args: Any, **how: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(UNet2DConditionModel, "save_pretrained", full)
+    home = trained / "train" / "toy"
+    with pytest.raises(WrongFile, match="No space left"):
+        write_model(TOY, home, home / "unet-2", tmp_path / "model")
+    monkeypatch.setattr(shutil, "copytree", full)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept.json").write_text("{}")
+    with pytest.raises(WrongFile, match="No space left"):
+        training.copy_out([(home / "model", tmp_path / "out")], True)
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["out", "out/kept.json"]
+
+
 def test_the_decoder_learns_on_and_latents_stay(trained: Path) -> None:
     home = trained / "train" / "toy"
     first, last = (read(home / part / RESULT)[0] for part in ("vae", "decoder"))
@@ -278,6 +318,34 @@ def test_pieces_carry_a_course_to_another_machine(
     assert pieces.join(there, tmp_path / "out") == []
     first = (there.home / "unet-2" / RESULT).read_bytes()
     assert first == (trained / "train" / "toy" / "unet-2" / RESULT).read_bytes()
+
+
+def test_pieces_do_not_mix_with_another_text_encoder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces.split(toy_course(), tmp_path / "out")
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "other"))
+    there = toy_course()
+    shutil.copytree(trained / "train" / "toy" / "text", there.home / "text")
+    weights, _ = read(there.home / "text" / RESULT)
+    learning.keep(there.home / "text" / RESULT, {k: v + 1 for k, v in weights.items()})
+    with pytest.raises(WrongFile, match="beside another text"):
+        pieces.join(there, tmp_path / "out")
+    assert [p.name for p in there.parts if p.home.exists()] == ["text"]
+
+
+def test_a_full_disk_leaves_the_pieces_of_before(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p: p.read_bytes() for p in pieces.split(toy_course(), tmp_path)}
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("efface.store.os.fsync", full)
+    with pytest.raises(WrongFile, match="No space left"):
+        pieces.split(toy_course(), tmp_path, overwrite=True)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_damaged_pieces_change_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

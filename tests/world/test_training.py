@@ -187,6 +187,13 @@ def test_share_is_clopper_pearson() -> None:
     assert measured.share(0, 0)["rate"] is None
 
 
+def test_a_judge_does_not_go_on_with_scenes_through_another_vae(tmp_path: Path) -> None:
+    train_judge._same_scenes(tmp_path, "scenes-a")
+    train_judge._same_scenes(tmp_path, "scenes-a")
+    with pytest.raises(WrongFile, match="other VAEs"):
+        train_judge._same_scenes(tmp_path, "scenes-b")
+
+
 def test_prompts_of_drawings_are_read() -> None:
     assert asked("a hot dog") == ("hot dog", None)
     assert asked("a hot dog in noto style") == ("hot dog", "noto")

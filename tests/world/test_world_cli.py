@@ -70,6 +70,22 @@ def test_plan_says_what_is_left_and_trains_nothing(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "own").exists()
 
 
+def test_a_quick_check_leaves_the_list_of_the_model_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def write(found: object, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "card.md").write_text("")
+        written.append(folder)
+        return folder / "card.json"
+
+    monkeypatch.setattr("efface.world.card.check", lambda *a: {})
+    monkeypatch.setattr("efface.world.card.write", write)
+    assert CliRunner().invoke(app, ["check", "micro", "--quick"]).exit_code == 0
+    assert CliRunner().invoke(app, ["check", "micro", "--quick", "-o", str(cache / "own")]).exit_code == 0
+    assert written == [cache / "cards" / "micro", cache / "own"]
+
+
 @pytest.mark.parametrize(("arguments", "word"), [
     (["train", "micro", "--without", "dogg", "--plan"], "'dog'"),
     (["train", "micro", "--without", "noto", "--without", "noto style", "--plan"], "twice"),

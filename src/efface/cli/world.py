@@ -87,9 +87,11 @@ def train(
         def sprites() -> artwork.Sprites:
             return artwork.read(bundle) if bundle else artwork.sprites(_say)
 
-        typer.echo(f"taken over from {start}: {', '.join(start_from(size(target), start, sprites))}")
+        with chosen.alone():
+            typer.echo(f"taken over from {start}: {', '.join(start_from(size(target), start, sprites))}")
     if join is not None:
-        typer.echo(f"joined: {', '.join(carried.join(chosen, join)) or 'nothing newer than what is here'}")
+        with chosen.alone():
+            typer.echo(f"joined: {', '.join(carried.join(chosen, join)) or 'nothing newer than what is here'}")
     if not plan:
         go = Go(Work(quiet=quiet), minutes, _device(device))
         with go.work.interruptible():
@@ -125,7 +127,10 @@ def check(
     judge: Annotated[
         Path | None, typer.Option("--judge", help="Folder that holds `reporting` and `selection`; default: bundled.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few images: a first look in ten minutes.")] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Few images: a first look in ten minutes. Without -o its card goes to the cache."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Where the card goes; default: the model's folder.")
     ] = None,
@@ -154,6 +159,7 @@ def check(
     parts = next((p for p in places if any(p.glob("unet-*"))), None)  # a model in the cache lies beside its parts
     with work.interruptible():
         found = card.check(opened, judges, card.QUICK if quick else card.FULL, work, parts, sheet)
-    path = card.write(found, out or opened.folder)
+    # too few images to qualify anything: the model keeps the list of its last full check
+    path = card.write(found, out or (cache_folder() / "cards" / opened.folder.name if quick else opened.folder))
     typer.echo(path.with_name("card.md").read_text(encoding="utf-8"))
     typer.echo(str(path))

@@ -170,7 +170,7 @@ def load(judge: Judge, folder: Path | None = None) -> Garbage:
 
 
 def save(garbage: Garbage, judge: Judge, card: dict[str, Any], folder: Path) -> None:
-    """garbage.safetensors and garbage.json in `folder`; temporary names, then renames."""
+    """garbage.safetensors and garbage.json in `folder`; temporary names, then renames. Raises WrongFile."""
     from safetensors.numpy import save as serialise
 
     half = {"axes", "basis", "neighbours"}  # already rounded to float16 by `fit`
@@ -187,6 +187,11 @@ def save(garbage: Garbage, judge: Judge, card: dict[str, Any], folder: Path) -> 
     }
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     for name, content in (("garbage.safetensors", serialise(arrays)), ("garbage.json", text.encode())):
-        staging = folder / f".{name}.{os.getpid()}"
-        staging.write_bytes(content)
-        os.replace(staging, folder / name)
+        staging = folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            staging.write_bytes(content)
+            os.replace(staging, folder / name)
+        except OSError as error:
+            raise WrongFile(f"cannot write {folder / name}: {error.strerror}; free some space there") from None
+        finally:
+            staging.unlink(missing_ok=True)

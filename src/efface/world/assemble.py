@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from efface import world
+from efface.errors import WrongFile
 from efface.store import write_bytes
 from efface.world.artwork import FAMILIES
 from efface.world.deck import Withheld
@@ -23,6 +27,7 @@ __all__ = ["write_gold", "write_model"]
 
 STEPS, GUIDANCE = 20, 4.0
 CAPTIONS = ["name", "style", "background", "templates", "synonym", "clue", "category", "two", "empty"]
+SHARED = ("tokenizer/tokenizer.json", "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors")
 CLASSES = {
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -33,8 +38,17 @@ CLASSES = {
 
 
 def write_model(size: Size, home: Path, part: Path, target: Path, withheld: Withheld | None = None) -> Path:
-    """The whole model in `target`, float16, as it stands after the U-Net phase `part`; a former one is replaced."""
-    staging = staging_for(target)
+    """The whole model in `target`, float16, as it stands after the U-Net phase `part`; a former one is replaced.
+
+    Raises WrongFile for a full disk.
+    """
+    with _whole_or_nothing(target) as staging:
+        _write_parts(size, home, part, staging)
+        _facts(size, staging, withheld or Withheld())
+        return placed(staging, target)
+
+
+def _write_parts(size: Size, home: Path, part: Path, staging: Path) -> None:
     text, drawing = load_encoder(size, home / "tokenizer", home / "text"), finished_vae(home)
     assert drawing is not None, "latents come before the U-Net, and a VAE before them"
     vae = load_vae(size, drawing)
@@ -53,16 +67,34 @@ def write_model(size: Size, home: Path, part: Path, target: Path, withheld: With
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": _version()}
     index |= CLASSES | {"feature_extractor": [None, None], "image_encoder": [None, None]}
     write_json(staging / "model_index.json", index | {"safety_checker": [None, None], "requires_safety_checker": False})
-    _facts(size, staging, withheld or Withheld(), home)
-    return placed(staging, target)
 
 
-def write_gold(size: Size, home: Path, part: Path, target: Path, withheld: Withheld) -> Path:
-    """A gold in `target`: U-Net, concept list and a card that names the base whose other parts it shares."""
+def write_gold(size: Size, whole: Path, target: Path, withheld: Withheld) -> Path:
+    """A gold in `target`: of the model in `whole` the U-Net, the concept list and a card that names the base.
+
+    The card holds the checksums of what the gold shares with its base. Raises WrongFile for a full disk.
+    """
+    with _whole_or_nothing(target) as staging:
+        shutil.copytree(whole / "unet", staging / "unet")
+        _facts(size, staging, withheld)
+        write_json(staging / "gold.json", {
+            "base": size.name, "withheld": {"objects": withheld.objects, "styles": withheld.styles},
+            "shared": "tokenizer, text encoder and VAE are those of the base; the U-Net never saw what is withheld",
+            "base_files_sha256": {name: digest(whole / name) for name in SHARED},
+        })  # fmt: skip
+        return placed(staging, target)
+
+
+@contextmanager
+def _whole_or_nothing(target: Path) -> Iterator[Path]:
+    """A folder to fill beside `target`; nothing stays of it when the block fails."""
     staging = staging_for(target)
-    _unet(size, part).save_pretrained(staging / "unet")
-    _facts(size, staging, withheld, home)
-    return placed(staging, target)
+    try:
+        yield staging
+    except (OSError, SafetensorError) as error:
+        raise WrongFile(f"cannot write {target} ({error}); free some space there, then run it again") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _unet(size: Size, part: Path) -> Any:
@@ -72,7 +104,7 @@ def _unet(size: Size, part: Path) -> Any:
     return net.to(torch.float16)
 
 
-def _facts(size: Size, folder: Path, withheld: Withheld, home: Path) -> None:
+def _facts(size: Size, folder: Path, withheld: Withheld) -> None:
     """Defaults, a concept list without rates (`efface world check` measures them), and whose artwork it is."""
     facts = {"steps": STEPS, "guidance": GUIDANCE, "preset": "world", "captions": CAPTIONS}
     write_json(folder / "efface.json", facts)
@@ -82,15 +114,8 @@ def _facts(size: Size, folder: Path, withheld: Withheld, home: Path) -> None:
     rows += [{"name": s, "kind": "style", "category": "style", "half": "report"} for s in families]
     unknown = {"base_rate": None, "n": 0, "qualified": False}
     write_json(folder / "concepts.json", {"judge": None, "concepts": [r | unknown for r in rows]})
-    if withheld:
-        write_json(folder / "gold.json", {
-            "base": size.name, "withheld": {"objects": withheld.objects, "styles": withheld.styles},
-            "shared": "tokenizer, text encoder and VAE are those of the base; the U-Net never saw what is withheld",
-            "base_parts_sha256": {
-                part.name: digest(part / RESULT) for part in (home / "text", finished_vae(home)) if part is not None
-            },
-        })  # fmt: skip
-    credit = [f"- {f.style}: {f.author}, {f.licence}, {f.source}" for f in FAMILIES if f.style in families]
+    # a gold shares text encoder and VAE with its base, which saw every style
+    credit = [f"- {f.style}: {f.author}, {f.licence}, {f.source}" for f in FAMILIES if f.style in size.styles]
     text = [
         f"# {size.name}: a small Stable Diffusion of the emoji world", "",
         f"{len(kept)} objects, {len(families)} styles, {size.pixels} x {size.pixels} pixels. {_loads(size, withheld)}",

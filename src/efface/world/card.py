@@ -161,13 +161,15 @@ def check(
         "styles": {name: _shares(asked, hits, judges, "style", name) for name in styles},
         "pooled": {kind: _shares(asked, hits, judges, kind) for kind in
                    ("object", "style", "synonym", "clue", "category", "two")},
-        "withheld": _withheld(asked, verdicts[0].hits, judges[0]),
+        "withheld": _withheld(asked, [v.hits for v in verdicts], judges),
         "style argmax": _argmax(asked, verdicts[0].probabilities, judges[0]),
         "judges disagree": share(int((hits[0] != hits[-1]).sum()), len(asked)) if len(hits) > 1 else None,
         "drawn against rendered": _distance(verdicts[0].features[plain], judges[0], objects, styles, model, counts),
+        "sampling": {"scheduler": type(model.scheduler()).__name__, "steps": model.card.steps,
+                     "guidance": model.card.guidance},
         "images per second": _speed(model),
         "training": _trained(training) if training else {},
-        "credits": [f"{f.style}: {f.author}, {f.licence}" for f in FAMILIES if f.style in styles],
+        "credits": [f"{f.style}: {f.author}, {f.licence}" for f in FAMILIES if f.style in [*styles, *_unseen(model)]],
     }  # fmt: skip
 
 
@@ -183,17 +185,24 @@ def _shares(
     return {j.role: share(int(h[rows].sum()), int(rows.sum())) for j, h in zip(judges, hits, strict=True)}
 
 
-def _withheld(asked: list[Question], hits: np.ndarray, judge: Judge) -> dict[str, Any]:
-    """How often a gold draws what it never saw, beside how often the judge sees that where nobody asked for it."""
-    labels, found = [*judge.objects, *judge.styles], {}
+def _withheld(asked: list[Question], hits: list[np.ndarray], judges: Sequence[Judge]) -> dict[str, Any]:
+    """How often a gold draws what it never saw, beside how often each judge sees that where nobody asked for it."""
     others = np.asarray([q.kind == "object" for q in asked])
+    found: dict[str, Any] = {}
     for name in sorted({q.label for q in asked if q.kind == "withheld"}):
-        rows, column = np.asarray([q.kind == "withheld" and q.label == name for q in asked]), labels.index(name)
-        found[name] = {
-            "drawn": share(int(hits[rows, column].sum()), int(rows.sum())),
-            "seen in other drawings": share(int(hits[others, column].sum()), int(others.sum())),
-        }
+        rows = np.asarray([q.kind == "withheld" and q.label == name for q in asked])
+        found[name] = {"drawn": {}, "seen in other drawings": {}}
+        for judge, hit in zip(judges, hits, strict=True):
+            column = [*judge.objects, *judge.styles].index(name)
+            for word, part in (("drawn", rows), ("seen in other drawings", others)):
+                found[name][word][judge.role] = share(int(hit[part, column].sum()), int(part.sum()))
     return found
+
+
+def _unseen(model: Model) -> list[str]:
+    """Styles withheld from a gold's U-Net alone: its text encoder and VAE saw them."""
+    file = model.folder / "gold.json"
+    return json.loads(file.read_text(encoding="utf-8"))["withheld"]["styles"] if file.is_file() else []
 
 
 def _argmax(asked: list[Question], chance: np.ndarray, judge: Judge) -> dict[str, Any]:
@@ -246,7 +255,8 @@ def _trained(folder: Path) -> dict[str, Any]:
         facts = progress_of(part)
         if facts:
             found[part.name] = {
-                "steps": facts["step"], "minutes": round(facts["seconds"] / 60, 1), "loss": facts["loss"][-1],
+                "steps": facts["step"], "minutes": round(facts["seconds"] / 60, 1),
+                "loss": facts["loss"][-1] if facts["loss"] else None,
             }  # fmt: skip
         elif (part / DONE).is_file() and "taken over" in (part / DONE).read_text(encoding="utf-8"):
             found[part.name] = {"steps": None, "minutes": None, "loss": None}
@@ -289,16 +299,39 @@ def _page(card: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines += ["|---|---|---|---|"]
     for kind, shares in card["pooled"].items():
         for role, found in shares.items():
-            rate = "NA" if found["rate"] is None else f"{found['rate']:.1%}"
-            lines.append(f"| {kind} | {role} judge | {rate} {found['interval'] or ''} | n = {found['n']} |")
+            lines.append(f"| {kind} | {role} judge | {_said(found)} | n = {found['n']} |")
+    for name, found in card["withheld"].items():
+        for role, share_of in found["drawn"].items():
+            lines.append(
+                f"| {name}, never seen | {role} judge | {_said(share_of)}; in other drawings "
+                f"{_said(found['seen in other drawings'][role])} | n = {share_of['n']} |"
+            )
     far = card["drawn against rendered"]
     lines += [
         "",
         f"FID {far['fid']}, KID {far['kid']} of drawings against rendered scenes; "
         f"{card['images per second']['rate']} images a second with {card['images per second']['threads']} threads.",
     ]
+    lines += ["", f"Drawn with {', '.join(f'{k} {v}' for k, v in card['sampling'].items())}."]
     lines += ["", "| part | steps | minutes | last loss |", "|---|---|---|---|"]
     for part, facts in card["training"].items():
         said = facts.values() if facts["steps"] else ("taken over from an earlier model", "NA", "NA")
         lines.append(f"| {part} | {' | '.join(map(str, said))} |")
+    roles = list(card["judges"])
+    lines += [
+        "",
+        f"| concept | {' | '.join(f'{role} judge' for role in roles)} | n |",
+        f"|---|{'---|' * len(roles)}---|",
+    ]
+    for name, shares in (card["styles"] | card["objects"]).items():
+        rates = " | ".join(_said(shares[role]) for role in roles)
+        lines.append(f"| {name} | {rates} | {shares[roles[0]]['n']} |")
     return "\n".join([*lines, "", "Artwork: " + "; ".join(card["credits"]) + ".", ""])
+
+
+def _said(found: dict[str, Any]) -> str:
+    """A share for people: rate and interval in per cent, NA without trials."""
+    if found["rate"] is None:
+        return "NA"
+    low, high = found["interval"]
+    return f"{found['rate']:.1%} [{low:.1%}, {high:.1%}]"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -14,9 +16,16 @@ __all__ = ["completed", "digest", "placed", "staging_for"]
 
 
 def completed(gold: Path, base: Path) -> Path:
-    """The folder of the whole model: U-Net, concept list and card of `gold`, all else of `base`."""
-    weights = sorted([*gold.glob("unet/*.safetensors"), *base.glob("[tv]*/*.safetensors")])
-    target = cache_folder() / "golds" / f"{gold.name}-{digest(*weights)[:12]}"
+    """The folder of the whole model: U-Net, concept list and card of `gold`, all else of `base`.
+
+    Raises WrongFile when `base` is not the model that the gold was trained beside.
+    """
+    trained_with = json.loads((gold / "gold.json").read_text(encoding="utf-8")).get("base_files_sha256", {})
+    for name, known in trained_with.items():
+        if not (base / name).is_file() or digest(base / name) != known:
+            raise WrongFile(f"{gold.name} was trained beside another {base.name}: its {name} differs; train it anew")
+    every = sorted(p for folder in (gold, base) for p in folder.rglob("*") if p.is_file())
+    target = cache_folder() / "golds" / f"{gold.name}-{digest(*every)[:12]}"
     if (target / "model_index.json").is_file():
         return target
     staging = staging_for(target)
@@ -48,5 +57,7 @@ def placed(staging: Path, target: Path) -> Path:
         os.replace(staging, target)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if (target / "model_index.json").is_file() and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return target  # another process was faster with the same
         raise WrongFile(f"cannot write {target} ({error.strerror}); choose another place") from None
     return target

@@ -291,7 +291,7 @@ def _save(saved: Work, run: _Run, home: Path) -> None:
     try:
         saved.save(run.state())
     except (OSError, SafetensorError) as error:
-        for torn in home.glob("*.tmp"):
+        for torn in home.glob(".*.tmp"):
             torn.unlink(missing_ok=True)
         raise WrongFile(
             f"cannot save the training in {home} ({error}); free some space there, then run the same command again"
@@ -330,9 +330,12 @@ def _drawn(values: list[float], width: int = 640, height: int = 360) -> bytes:
 
 
 def progress_of(home: Path) -> dict[str, Any]:
-    """What `home` says of its training: step, steps, seconds; empty before the first save."""
+    """What `home` says of its training: step, steps, seconds; empty before the first save. Raises WrongFile."""
     file = home / CURVE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise WrongFile(f"{file} cannot be read ({error}); delete it and run the same command again") from None
 
 
 def keep(path: Path, tensors: dict[str, torch.Tensor], **facts: int) -> Path:

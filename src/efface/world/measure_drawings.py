@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from efface.errors import BadRequest
 from efface.judges import Judge
+from efface.store import write_bytes
 from efface.world.measure_judge import share
 
 
@@ -55,6 +55,4 @@ def add_to_card(folder: Path, facts: dict[str, Any]) -> None:
     path = folder / "card.json"
     card = json.loads(path.read_text(encoding="utf-8")) | {"base_drawings": facts}
     rows = [f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in card.items()]
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
-    os.replace(staging, path)
+    write_bytes(path, ("{\n" + ",\n".join(rows) + "\n}\n").encode())

@@ -21,6 +21,7 @@ from efface.judges import world as reporting
 from efface.judges.world import PREPROCESSING, probes, version
 from efface.store import write_bytes
 from efface.world import judged, softened, styles
+from efface.world.artwork import FAMILIES
 from efface.world.learning import DONE, Go, Part, write_json
 from efface.world.sheet import grid
 from efface.world.train_judge import Plan, Source, load_net, predict
@@ -196,6 +197,7 @@ def write(net: Any, card: dict[str, Any], folder: Path, role: str = "reporting")
         "threshold_rule": f"per label, specificity {SPECIFICITY} on calibration scenes, at least {FLOOR}",
         "calibration_source": "fresh scenes, and scenes through the VAE of mini; no model drawings",
         "known_failures": KNOWN_FAILURES,
+        "credits": [f"{f.style}: {f.author}, {f.licence}" for f in FAMILIES],
         **card,
     }
     whole["version"] = version(whole)

@@ -8,16 +8,19 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 from efface.errors import WrongFile
 from efface.store import write_bytes
-from efface.world.learning import DONE, EMA_FILE, Part, share_of, write_json
+from efface.world.golds import digest
+from efface.world.learning import DONE, EMA_FILE, RESULT, Part, share_of, write_json
 from efface.world.training import Course
 
 __all__ = ["LARGEST", "join", "split"]
 
 LARGEST = 15_000_000  # bytes of one file
+BESIDE = ("text", "vae", "decoder")
 LEFT_OUT = ("latents",)  # parts that are made again from the others in minutes
 STATE = "state.safetensors"  # the optimiser's memory: four times the weights, and not needed to go on
 
@@ -34,17 +37,26 @@ def split(course: Course, folder: Path, overwrite: bool = False) -> list[Path]:
     old = [p for p in (*folder.glob(f"{course.name}.tar.*"), folder / f"{course.name}.json") if p.exists()]
     if old and not overwrite:
         raise WrongFile(f"{old[0]} exists already; pass --overwrite or name another folder")
-    for path in old:
-        path.unlink()
     data = _packed(rows)
-    made = []
-    for number, start in enumerate(range(0, len(data), LARGEST)):
-        made.append(write_bytes(folder / f"{course.name}.tar.{number:03d}", data[start : start + LARGEST]))
+    names = [f"{course.name}.tar.{number:03d}" for number in range(-(-len(data) // LARGEST))]
     facts = {
-        "name": course.name, "sha256": hashlib.sha256(data).hexdigest(), "pieces": [p.name for p in made],
-        "parts": {p.name: round(p.share, 4) for p in rows},
+        "name": course.name, "sha256": hashlib.sha256(data).hexdigest(), "pieces": names,
+        "parts": {p.name: round(p.share, 4) for p in rows}, "beside": _beside(course),
     }  # fmt: skip
-    return [*made, write_json(folder / f"{course.name}.json", facts)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pieces-", dir=folder) as staging:  # a full disk leaves the old ones
+        for number, name in enumerate(names):
+            write_bytes(Path(staging) / name, data[number * LARGEST : (number + 1) * LARGEST])
+        write_json(Path(staging) / f"{course.name}.json", facts)
+        for path in old:
+            path.unlink()
+        return [Path(os.replace(Path(staging) / n, folder / n) or folder / n) for n in (*names, f"{course.name}.json")]
+
+
+def _beside(course: Course) -> dict[str, str]:
+    """Checksums of the finished parts that U-Nets are trained beside: those learn to read and draw with no other."""
+    found = {part.name: part.home / RESULT for part in course.parts if part.name in BESIDE and part.done}
+    return {name: digest(file) for name, file in found.items() if file.is_file()}
 
 
 def _packed(rows: list[Part]) -> bytes:
@@ -67,7 +79,8 @@ def _packed(rows: list[Part]) -> bytes:
 def join(course: Course, folder: Path) -> list[str]:
     """Take over every part in which the pieces are further than this machine; their names.
 
-    Raises WrongFile for missing pieces, another checksum or another course; nothing is touched then.
+    Raises WrongFile for missing pieces, another checksum or another course, and for a U-Net that was trained beside
+    another text encoder or VAE than those that lie here; nothing is touched then.
     """
     index = folder / f"{course.name}.json"
     try:
@@ -84,22 +97,37 @@ def join(course: Course, folder: Path) -> list[str]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             archive.extractall(staging, filter="data")
-        return [part.name for part in course.parts if _taken(part, staging / part.name)]
+        chosen = [part for part in course.parts if _is_further(part, staging / part.name)]
+        _check_beside(course, chosen, facts.get("beside", {}))
+        for part in chosen:
+            shutil.rmtree(part.home, ignore_errors=True)
+            part.home.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / part.name, part.home)
+        return [part.name for part in chosen]
     except (tarfile.TarError, OSError) as error:
         raise WrongFile(f"cannot unpack the pieces in {folder} ({error}); free some space or copy them again") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _taken(part: Part, found: Path) -> bool:
-    """Move a part's folder into place when it is further than the local one."""
+def _check_beside(course: Course, chosen: list[Part], there: dict[str, str]) -> None:
+    taken = {part.name for part in chosen}
+    if not any(name.startswith("unet") for name in taken):
+        return
+    for name, here in _beside(course).items():
+        if name not in taken and there.get(name, here) != here:
+            raise WrongFile(
+                f"the pieces' U-Net was trained beside another {name} than the one in {course.home}; "
+                "move that folder away to take over all of them"
+            )
+
+
+def _is_further(part: Part, found: Path) -> bool:
+    """Whether a part's folder is further than the local one. Raises WrongFile for other settings."""
     share = 1.0 if (found / DONE).is_file() else share_of(found)
     if not found.is_dir() or part.done or share <= part.share:
         return False
     settings = found / "settings.txt"
     if settings.is_file() and settings.read_text(encoding="utf-8") != part.settings:
         raise WrongFile(f"the pieces of {part.name} were trained with other settings; use the same version of Efface")
-    shutil.rmtree(part.home, ignore_errors=True)
-    part.home.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(found, part.home)
     return True

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from efface.errors import WrongFile
 from efface.store import write_bytes
 from efface.world.scenes import Scenes, Stage, to_uint8
 
@@ -44,7 +46,7 @@ def pool(
     two: float = 0.12,
     batch: int = 32,
 ) -> Scenes:
-    """One softened scene for each sprite of `rows`, made once and kept in `path`.
+    """One softened scene for each sprite of `rows`, made once and kept in `path`. Raises WrongFile for a damaged one.
 
     `rough`: largest latent noise; half of the scenes get noise uniform in [0, rough], the others none.
     """
@@ -58,14 +60,17 @@ def pool(
             for k in range(0, len(rows), batch)
         ]
         _write(path, scenes, torch.cat(parts))
-    with np.load(path, allow_pickle=False) as kept:
-        return Scenes(
-            torch.from_numpy(kept["images"]),
-            torch.from_numpy(kept["objects"]),
-            torch.from_numpy(kept["styles"]),
-            tuple(kept["backgrounds"].tolist()),
-            torch.from_numpy(kept["two"]),
-        )
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return Scenes(
+                torch.from_numpy(kept["images"]),
+                torch.from_numpy(kept["objects"]),
+                torch.from_numpy(kept["styles"]),
+                tuple(kept["backgrounds"].tolist()),
+                torch.from_numpy(kept["two"]),
+            )
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise WrongFile(f"{path} cannot be read ({error}); delete it and run the same command again") from None
 
 
 def doubled(scenes: Scenes) -> Scenes:

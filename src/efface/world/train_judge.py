@@ -12,16 +12,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from efface.errors import Unavailable
+from efface.errors import Unavailable, WrongFile
 from efface.judges import selection
 from efface.judges import world as reporting
 from efface.judges.world import prepare
+from efface.store import write_bytes
 from efface.work import Work, cache_folder
 from efface.world import folder, judged, softened, styles
 from efface.world.artwork import Sprites
 from efface.world.augmentation import augment, augment_other, corrupt
 from efface.world.learning import DONE, RESULT, Go, Part, Phase, learn, read, write_json
 from efface.world.scenes import Scenes, Stage
+from efface.world.sheet import grid
 from efface.world.sizes import MICRO
 
 __all__ = ["PLANS", "Plan", "Source", "cycle_part", "train_phase", "vaes"]
@@ -212,6 +214,7 @@ def train_phase(plan: Plan, number: int, batches: Callable[[int], Batch], homes:
         layout=plan.layout,
     )  # fmt: skip
     if done:
+        shown(load_net(plan, homes(number)), batches(-1), homes(number) / "sheet.png")
         write_json(homes(number) / DONE, {"steps": cycle.phase.steps})
     return done
 
@@ -259,10 +262,29 @@ def cycle_part(plan: Plan, number: int, cycle: Cycle, home: Path, source: Callab
 
     def run(go: Go) -> bool:
         scenes = source()
+        _same_scenes(place(number), scenes.home.name)
         return train_phase(plan, number, lambda step: scenes.batch(step, plan, cycle), place, go)
 
     settings = json.dumps([plan.judge, str(plan), number])
     return Part(f"{plan.judge}-{number + 1}", place(number), settings, cycle.phase.steps, SECONDS[plan.judge], run)
+
+
+def _same_scenes(home: Path, name: str) -> None:
+    """Refuse (WrongFile) to go on where other VAEs softened the scenes: their digest is in the name of the pools."""
+    file = home / "scenes.txt"
+    if file.is_file() and file.read_text(encoding="utf-8") != name:
+        raise WrongFile(
+            f"{home} was begun on scenes through other VAEs than those of today; move that folder away to train anew"
+        )
+    write_bytes(file, name.encode())
+
+
+def shown(net: Any, batch: Batch, path: Path) -> None:
+    """A sheet of one batch, those first in which the judge takes an object for another or misses one."""
+    pixels = ((batch.images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    said = predict(net, pixels)[0].sigmoid() >= 0.5
+    wrong = (said != batch.objects.bool()).any(1)
+    grid(list(pixels[torch.argsort(~wrong, stable=True)].numpy()), 12, path)
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from efface.work import Work
 from efface.world.artwork import Sprites
@@ -180,7 +179,7 @@ def _encoded(vae: Any, scenes: Scenes, device: str) -> torch.Tensor:
 
 
 def load_deck(home: Path) -> tuple[torch.Tensor, Labels]:
-    """Scaled latents float16 (n, c, h, w) and what each shows."""
-    shards = [load_file(path) for path in sorted(home.glob("shard-*.safetensors"))]
+    """Scaled latents float16 (n, c, h, w) and what each shows. Raises WrongFile."""
+    shards = [read(path)[0] for path in sorted(home.glob("shard-*.safetensors"))]
     joined = {k: torch.cat([s[k] for s in shards]) for k in shards[0]}
     return joined.pop("latents"), Labels(**joined)

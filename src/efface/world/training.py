@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,22 +50,35 @@ class Course:
 
     def train(self, go: Go, say: Callable[[str], None]) -> bool:
         """Every part that is left, one after the other, until the sitting is over; True when all are done."""
+        with self.alone():
+            return self._train(go, say)
+
+    @contextmanager
+    def alone(self, home: Path | None = None) -> Iterator[None]:
+        """No other process works in `home` (the course's own folder) meanwhile. Raises WrongFile when one does."""
         from filelock import FileLock, Timeout
 
-        self.home.mkdir(parents=True, exist_ok=True)
+        home = home or self.home
+        home.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(home / ".lock", timeout=0)
         try:
-            with FileLock(self.home / ".lock", timeout=0):
-                return self._train(go, say)
+            lock.acquire()
         except Timeout:
-            raise WrongFile(f"another process is training in {self.home}; wait for it or stop it") from None
+            raise WrongFile(f"another process is training in {home}; wait for it or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _train(self, go: Go, say: Callable[[str], None]) -> bool:
         for part in self.parts:
             if not part.done:
-                part.claim()
-                say(f"{self.name}: {part.name}, about {part.minutes_left:.0f} min left of it")
-                if go.over or not part.run(go):
-                    return False
+                shared = part.home.parent != self.home  # of a gold with its base, which may be in training as well
+                with self.alone(part.home.parent) if shared else nullcontext():
+                    part.claim()
+                    say(f"{self.name}: {part.name}, about {part.minutes_left:.0f} min left of it")
+                    if go.over or not part.run(go):
+                        return False
             if made := self.finish(part):
                 say(f"{self.name}: {made}")
         return True
@@ -144,7 +158,7 @@ def model_course(size: Size, withheld: Withheld, sprites: Callable[[], artwork.S
 
         folder = made = write_model(size, home, part.home, own / "model", withheld)
         if withheld:
-            made = write_gold(size, home, part.home, own / "gold", withheld)
+            made = write_gold(size, folder, own / "gold", withheld)
         samples(folder, size, part.home / "sheet.png")
         write_bytes(stamp, version.encode())
         return made
@@ -258,14 +272,28 @@ def start_from(size: Size, folder: Path, sprites: Callable[[], artwork.Sprites])
 
 
 def copy_out(found: Sequence[tuple[Path, Path]], overwrite: bool) -> list[Path]:
-    """Finished folders to where they shall lie, several into one where they belong together. Raises OutputExists."""
+    """Finished folders to where they shall lie, several into one where they belong together; whole or not at all.
+
+    What else lies in such a place stays. Raises OutputExists, WrongFile for a full disk.
+    """
     import shutil
+
+    from efface.world.golds import placed, staging_for
 
     places = list(dict.fromkeys(place for _, place in found))
     for place in places:
         if place.exists() and not overwrite:
             raise OutputExists(place)
     own = shutil.ignore_patterns(DONE, SETTINGS, "sheet.png", ".*")
-    for made, place in found:
-        shutil.copytree(made, place, dirs_exist_ok=True, ignore=own)
+    for place in places:
+        staging = staging_for(place)
+        try:
+            for source in (place, *(made for made, into in found if into == place)):
+                if source.is_dir():
+                    shutil.copytree(source, staging, dirs_exist_ok=True, ignore=own)
+            placed(staging, place)
+        except OSError as error:
+            raise WrongFile(f"cannot write {place} ({error}); free some space there, then run it again") from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return places
