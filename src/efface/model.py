@@ -126,11 +126,10 @@ class Model:
         """The model's own concept list (`concepts.json` beside it), or nothing."""
         return tuple(self._source.json("concepts.json").get("concepts", ()))
 
-    @cached_property
+    @property
     def captions(self) -> frozenset[str] | None:
         """Wordings that the training captions had (`captions` in `efface.json` beside it); None: it does not say."""
-        said = self._source.json("efface.json").get("captions")
-        return None if said is None else frozenset(map(str, said))
+        return None if self.card.captions is None else frozenset(self.card.captions)
 
     @property
     def kinds(self) -> dict[str, str]:

@@ -50,7 +50,8 @@ class Card:
     """A model by its configuration.
 
     size: image height and width in pixels. latent: (channels, height, width). schedule: the scheduler's class and
-    configuration. preset: the methods' preset that is used when the request names none.
+    configuration. preset: the methods' preset that is used when the request names none. captions: wordings that the
+    training captions had, None where the model does not say; of no weight for what it draws, so not in the hash.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Card:
     steps: int
     guidance: float
     preset: str = "efface"
+    captions: tuple[str, ...] | None = None
 
     def site(self, name: str) -> Site:
         """A site by name; "NAME.bias" is the bias of the site NAME. Raises UnknownName."""
@@ -93,8 +95,8 @@ class Card:
 
     @property
     def hash(self) -> str:
-        """Of everything here but the name."""
-        body = {k: v for k, v in asdict(self).items() if k != "name"}
+        """Of everything here but the name and the captions."""
+        body = {k: v for k, v in asdict(self).items() if k not in ("name", "captions")}
         return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

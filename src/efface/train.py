@@ -1,4 +1,4 @@
-"""The one training loop: methods that fine-tune are objectives over it.
+"""The training loop of methods: those that fine-tune are objectives over it.
 
 `Net` is the denoiser with trained tensors over a base that stays untouched: dense float32 copies of the trained weights
 stand in the modules' place while it is entered, or low-rank adapters hang on them; the base prediction is the same
@@ -104,6 +104,8 @@ class Net:
         self.network: nn.Module = model.part("unet")
         self.sites, self.rank, self.checkpointing = tuple(sites), rank, checkpointing
         self.device = model.device
+        if self.device.type == "cpu" and model.dtype == torch.float16:
+            raise BadRequest("training on a CPU computes in float32 or bfloat16; load the model with --dtype float32")
         half = model.dtype in (torch.float16, torch.bfloat16) or dtype in (torch.float16, torch.bfloat16)
         wide = torch.float64 if model.dtype == torch.float64 else torch.float32
         self._autocast = half

@@ -26,6 +26,7 @@ from efface.registry import resolve
 from efface.request import Request
 from efface.run import EffaceWarning, plan
 from efface.work import Work, cache_folder
+from efface.world import objects
 
 # Few prompts and steps: the laws do not depend on how many.
 SMALL: dict[str, Any] = {"prompts": 3, "saliency_steps": 2, "inference_steps": 4, "r2": 0.05}
@@ -353,10 +354,23 @@ def test_world_prompts_put_three_objects_of_other_categories_into_the_same_sente
     assert found["base 0"][1::2] == tuple(f"a {o} in noto style" for o in ("bus", "banana", "horse"))
     assert not any("bus" in p for p in groups("taxi", "world")["base 0"])  # a vehicle too
     assert not any("banana" in p for p in groups(["lion", "banana"], "world")["base 0"])
+    most = ["lion", "bus", "banana", "horse", "camera", "castle", "rose", "key", "star"]
+    stand_in = groups(most, "world", prompts=1)
+    assert all(len(stand_in[f"base {i}"]) == 3 for i in range(sum(k.startswith("base") for k in stand_in)))
+    assert not {f"a {name} on a red background" for name in most} & {t for k, v in stand_in.items()
+                                                                       if k.startswith("base") for t in v}  # fmt: skip
+    with pytest.raises(BadRequest, match="'base' of FIA"):
+        groups([o.name for o in objects() if o.picked], "world", prompts=1)
     style = groups("noto style", "world", prompts=2)
     assert style["of noto style"] == ("a bus in noto style", "a banana in noto style")
     assert style["base 0"] == ("a bus", "a banana")
     assert groups("french fries", "world", prompts=1)["of french fries"] == ("french fries on a red background",)
+
+
+def test_a_model_that_knows_sentences_without_an_object_takes_them_as_base() -> None:
+    found = groups("lion", "world", "micro", prompts=2)
+    assert found["base 0"] == ("a red background", "a picture in noto style")
+    assert groups("lion", "world", "micro", prompts=2, base="objects")["base 0"][0] == "a bus on a red background"
 
 
 def test_synonyms_are_drawn_too_and_a_neutral_word_can_be_the_base() -> None:
@@ -387,7 +401,7 @@ def test_presets_by_kind_hold_the_published_settings() -> None:
     assert (objects.score, objects.scale, objects.counting, objects.prompts) == ("cosine", "raw", "exact", 5)
     world = [settled("world", *c) for c in (["dog"], ["x style"], ["dog", "x style"])]
     assert [(w.base, w.alpha, w.saliency_steps, w.inference_steps) for w in world] == [
-        ("objects", 0.6, 4, 20), ("plain", 0.8, 4, 20), ("objects", 0.6, 4, 20),
+        ("auto", 0.6, 4, 20), ("plain", 0.8, 4, 20), ("auto", 0.6, 4, 20),
     ]  # fmt: skip
     code = settled("code", "dog")
     assert (code.score, code.row_normalise, code.scale, code.counting, code.prompts) == (

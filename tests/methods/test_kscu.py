@@ -347,6 +347,31 @@ def test_an_anchor_replaces_the_empty_text(wide: Model) -> None:
     torch.testing.assert_close(loss.detach(), (p - q).square().mean(), rtol=1e-9, atol=0)
     with pytest.raises(BadRequest, match=r"'dog'.*anchor"):
         erase(wide, "dog=Dog")
+    with pytest.raises(BadRequest, match="'guide' of 'dog'"):  # before cat is trained
+        plan(wide, ["cat", "dog"], (), "kscu", preset="code", guide="dog")
+    with pytest.raises(BadRequest, match="the anchor of 'dog'"):
+        plan(wide, [Concept("dog", anchor="hound", synonyms=("hound",))], (), "kscu", preset="code")
+
+
+def test_nan_in_the_evidence_is_refused_before_training(wide: Model) -> None:
+    made = plan(wide, ["cat", "dog"], (), "kscu", preset="code", **SHORT)
+    evidence = gather(wide, made.needs, Work(0))
+    with torch.inference_mode():
+        evidence.texts["dog"].rows[0, 0] = torch.nan
+    with pytest.raises(WrongFile, match="NaN or infinity of 'dog'"):
+        made.method.solve(wide, evidence, made.request, Work(0))
+
+
+def test_the_cap_stays_below_nine_tenths_but_in_the_first_release() -> None:
+    at = {"steps": 50, "first_step": 40, "cap": 48, "loops": 1}
+    assert max(e.step for e in KSCU(**at, pool="concept").table(400, 1) if e.visit > 20) == 49
+    first = {pool: [e.step for e in KSCU(**at, pool=pool).table(400, 1)][-10:] for pool in ("concept", "mixed")}
+    assert (min(first["concept"]), min(first["mixed"])) == (44, 48)
+
+
+def test_float16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(BadRequest, match="float32"):
+        erase(efface.load(make_pipe(dtype=torch.float16)))
 
 
 def test_a_kept_text_moves_less_with_a_weight_of_its_own(model: Model) -> None:
@@ -392,6 +417,9 @@ def test_pools_hold_ten_texts_a_concept_or_two_hundred_in_all() -> None:
     assert len(mixed) == 200
     assert sum(t in ("dog", "noto style") for t in mixed) >= 160
     assert len(set(mixed)) > 5
+    own = (("dog", "hound"), ("noto style", "noto"))
+    mixed = mixed_texts((dog, noto), own, torch.Generator().manual_seed(0))
+    assert [mixed[:160].count(t) for t in ("dog", "hound", "noto style", "noto")] == [40] * 4
 
 
 # --- several concepts, order, seeds ----------------------------------------------------------------------------------

@@ -467,6 +467,12 @@ def test_an_explicit_request_takes_complete_prompts_from_the_users_file_and_noth
     for concepts, settings, said in cases:
         with pytest.raises(BadRequest, match=said):
             plan(model, concepts, **settings)
+    for concepts, keep in ((["sensitive:dog"], ["cat", "noto style"]), (["sensitive:dog", "noto style"], ["cat"])):
+        with pytest.raises(BadRequest, match="product of two lists"):
+            plan(model, concepts, keep, preset="efface", expand="sentence", prompt_file=str(file))
+    file.write_text("a {} on a boat\n")
+    with pytest.raises(BadRequest, match="place to fill in"):
+        plan(model, ["sensitive:dog"], preset="code", prompt_file=str(file))
     file.write_text("# nothing\n")
     with pytest.raises(BadRequest, match="holds no prompt"):
         plan(model, ["sensitive:dog"], preset="code", prompt_file=str(file))

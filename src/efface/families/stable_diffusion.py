@@ -74,6 +74,7 @@ class StableDiffusion:
             steps=int(extra.get("steps", StableDiffusion.steps)),
             guidance=float(extra.get("guidance", StableDiffusion.guidance)),
             preset=str(extra.get("preset", "efface")),
+            captions=None if extra.get("captions") is None else tuple(map(str, extra["captions"])),
         )
 
 

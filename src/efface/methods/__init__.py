@@ -61,6 +61,8 @@ def complete_prompts(method: Any, request: Request) -> list[str]:
     lines = read_lines(method.prompt_file) if sensitive else []
     if sensitive and not lines:
         raise BadRequest(f"setting 'prompt_file' of {name}: {method.prompt_file} holds no prompt; write one a line")
+    if gaps := [line for line in lines if "{" in line or "}" in line]:
+        raise BadRequest(f"setting 'prompt_file' of {name} takes complete prompts, {gaps[0]!r} has a place to fill in")
     return lines
 
 

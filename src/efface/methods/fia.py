@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "code": _CODE, "code/object": _OBJECTS, "code/style": _PAINTERS,
     "world": _EFFACE | {
         "saliency_steps": 4, "inference_steps": 20, "guidance": 4.0, "prompt_set": "world", "prompts": 8,
-        "base": "objects", "sites": "cross.v+cross.out+ff.in+ff.out", "r2": 0.05,
+        "base": "auto", "sites": "cross.v+cross.out+ff.in+ff.out", "r2": 0.05,
     },
     "world/style": {"alpha": 0.8, "base": "plain"},
 }  # fmt: skip
@@ -73,7 +73,8 @@ class FIA:
     joined by +.
     saliency_steps: denoiser calls looked at, of a schedule of inference_steps, at this guidance. prompt_set, prompts:
     sentences and how many pairs of them. base: they without the concept ("plain"), with a word for anything
-    ("neutral"), or with three objects of other categories ("objects", ours). pairs: a CSV file with complete prompts in
+    ("neutral"), or with three objects of other categories ("objects", ours); "auto" (ours): objects for a model that
+    says what captions it had and had none without an object, else plain. pairs: a CSV file with complete prompts in
     the columns concept and base, and name where they serve one concept; kind `sensitive` takes nothing else.
     keep_steps: store every step of the cosine score, so that another r1 needs no sampling.
     """
@@ -96,7 +97,7 @@ class FIA:
     guidance: float | None = None
     prompt_set: Literal["places", "world"] | None = None
     prompts: int | None = None
-    base: Literal["plain", "neutral", "objects"] | None = None
+    base: Literal["plain", "neutral", "objects", "auto"] | None = None
     pairs: str | None = None
     keep_steps: bool | None = None
 
@@ -117,7 +118,7 @@ class FIA:
 
     def ask(self, request: Request, card: Card) -> Needs:
         """The prompts of every concept and, once for all that share them, those of their base."""
-        groups, bases = self._groups(request), self._bases(request)
+        groups, bases = self._groups(request, card), self._bases(request, card)
         sites = tuple(s.name for s in self._sites(card))
         steps = tuple(range(self.saliency_steps or 1))
         base, concept, fold = self._reducers()
@@ -147,18 +148,18 @@ class FIA:
     def _sites(self, card: Card) -> tuple[Site, ...]:
         return card.select(*(self.sites or "").split("+"))
 
-    def _bases(self, request: Request) -> dict[tuple[str, ...], str]:
+    def _bases(self, request: Request, card: Card) -> dict[tuple[str, ...], str]:
         """Names of the base groups by their prompts, whatever the order of the concepts."""
-        found = sorted({base for _, base in self._groups(request).values()})
+        found = sorted({base for _, base in self._groups(request, card).values()})
         return {prompts: f"base {i}" for i, prompts in enumerate(found)}
 
-    def _groups(self, request: Request) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    def _groups(self, request: Request, card: Card) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
         """Concept prompts and base prompts, by the concept's name."""
         own = read_pairs(self.pairs) if self.pairs else {}
-        return {c.name: self._of(c, request, own) for c in request.concepts}
+        return {c.name: self._of(c, request, card, own) for c in request.concepts}
 
     def _of(
-        self, concept: Concept, request: Request, own: dict[str, list[tuple[str, str]]]
+        self, concept: Concept, request: Request, card: Card, own: dict[str, list[tuple[str, str]]]
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         rows = own.get(concept.name.casefold(), [])
         if concept.kind == "sensitive":
@@ -172,10 +173,13 @@ class FIA:
             return _distinct(c for c, _ in rows), _distinct(b for _, b in rows)
         chosen = forms("fia", self.prompt_set or "places", concept.kind, self.prompts or 1)
         texts = [self._phrase(t, concept.kind) for t in concept.texts]
-        return _distinct(f.filled(t) for t in texts for f in chosen), _distinct(self._base(concept, request, chosen))
+        base = self._base(concept, request, card, chosen)
+        return _distinct(f.filled(t) for t in texts for f in chosen), _distinct(base)
 
-    def _base(self, concept: Concept, request: Request, chosen: list[Form]) -> list[str]:
-        if self.base == "objects" and concept.kind != "style":
+    def _base(self, concept: Concept, request: Request, card: Card, chosen: list[Form]) -> list[str]:
+        lacking = card.captions is not None and "empty" not in card.captions
+        objects_stand_in = self.base == "objects" or (self.base == "auto" and lacking)
+        if objects_stand_in and concept.kind != "style":
             others = [self._phrase(t, "object") for t in _others(concept, request)]
             return [f.filled(t) for t in others for f in chosen]
         return [f.filled(f.neutral) if self.base == "neutral" else f.plain for f in chosen]
@@ -318,8 +322,15 @@ def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _others(concept: Concept, request: Request) -> list[str]:
-    """Three objects of other categories than the concept's that are not to be erased themselves."""
+    """Three objects of other categories than the concept's that are not to be erased themselves. Raises BadRequest."""
     category = {o.name: o.category for o in objects()}
     erased = {t.casefold() for c in request.concepts for t in c.texts}
     own = category.get(concept.label.casefold())
-    return [n for n in load("fia")["objects"] if category[n] != own and n not in erased][:3]
+    listed = dict.fromkeys([*load("fia")["objects"], *(o.name for o in objects() if o.picked)])
+    found = [n for n in listed if category[n] != own and n not in erased][:3]
+    if len(found) < 3:
+        raise BadRequest(
+            f"setting 'base' of FIA: no three objects of another kind than {concept.name!r} stay in this request; "
+            "set base=plain"
+        )
+    return found

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from efface import prompts
 from efface.errors import BadRequest, NothingChanged
-from efface.methods import complete_prompts, require
+from efface.methods import complete_prompts, finite, require
 from efface.needs import Needs
 from efface.numerics import schedules
 from efface.numerics.schedules import KeyStep
@@ -140,7 +140,9 @@ class KSCU:
         """The key steps of a run. Raises BadRequest for a start beyond the schedule."""
         steps, first, loops = _set(self.steps), _set(self.first_step), self.loops or 1
         try:
-            return schedules.key_steps(updates, steps, first, loops, concepts, self.cap or None, order)
+            # the second release stays below 0.9 E whatever the cap says; the first one took 48 of 50
+            cap = min(self.cap, schedules.last_start(steps)) if self.cap and self.pool != "mixed" else self.cap or None
+            return schedules.key_steps(updates, steps, first, loops, concepts, cap, order)
         except ValueError as error:
             raise BadRequest(f"setting of KSCU: {error}; choose a smaller first_step or more steps") from None
 
@@ -155,6 +157,11 @@ class KSCU:
         """Texts of concepts, anchors and kept texts, and the empty text; the denoiser is trained."""
         self.sites(card)
         complete_prompts(self, request)
+        for concept in request.concepts:
+            own = {t.casefold() for t in (*concept.texts, *self.texts(concept, request))}
+            if self._anchor(concept).casefold() in own:
+                what = "setting 'guide'" if concept.anchor is None else "the anchor"
+                raise BadRequest(f"{what} of {concept.name!r} is what is to be erased; name another")
         texts = {t for c in request.concepts for t in (*self.texts(c, request), self._anchor(c))}
         kept = set(request.kept_texts) if self.keep_weight else set()
         return Needs(texts=tuple(sorted({"", *texts, *kept})), denoiser=True)
@@ -199,7 +206,7 @@ class KSCU:
         net = Net(model, self.sites(model.card), dtype=dtype, **adapters)
         steps = _KeySteps(self, model, evidence, request, concepts, table, net, work)
         optimiser = torch.optim.Adam(net.parameters, lr=_set(self.learning_rate))
-        about = asdict(self) | {"concepts": [asdict(c) for c in concepts], "seed": work.seed, "model": model.card.name}
+        about = asdict(self) | {"concepts": [asdict(c) for c in concepts], "seed": work.seed, "model": model.identity}
         about |= {"table": steps.table_hash, "keep": steps.kept}
         list(train(net, steps, optimiser, len(table), work, about, team=steps.team))
         return Patch(net.edits(), {"numbers": steps.numbers(net)})
@@ -246,7 +253,7 @@ class _KeySteps:
         self.texts = [method.texts(c, request) for c in concepts]
         self.anchors = [method._anchor(c) for c in concepts]
         self.kept = sorted(request.kept_texts) if method.keep_weight else []
-        self.rows = {t: e.rows[None].to(net.device, net.dtype) for t, e in evidence.texts.items()}  # (1, L, d)
+        self.rows = {t: finite(e).rows[None].to(net.device, net.dtype) for t, e in evidence.texts.items()}  # (1, L, d)
         self.augmented = schedules.augmented_from(len(table), _set(method.augment), strict=method.pool == "mixed")
         self.pools = self._pools() if self.augmented < len(table) and method.augment else None
         self.latent: Tensor | None = None  # (b, c, h, w): where the next update is made
@@ -431,7 +438,7 @@ def mixed_texts(concepts: Sequence[Concept], texts: Sequence[Sequence[str]], rng
     for i in range(200):
         concept, own = concepts[i % len(concepts)], texts[i % len(concepts)]
         if i < 160 or concept.kind == "sensitive":
-            pool.append(own[i % len(own)])
+            pool.append(own[i // len(concepts) % len(own)])
             continue
         base = prompts.load("kscu")["augment"]["style" if concept.kind == "style" else "generic"]
         sentence, operation = base[schedules.pick(rng, len(base))], schedules.pick(rng, 4)

@@ -174,7 +174,13 @@ class ScaPre:
         for concept in request.concepts:
             if concept.anchor is None and self.guide in concept.texts:
                 raise BadRequest(f"setting 'guide' is {self.guide!r}, which is to be erased; name another guide")
-        complete_prompts(self, request)
+        things, styles = _kept(request)
+        product = things and (styles or any(c.kind == "style" for c in request.concepts))
+        if complete_prompts(self, request) and self.expand == "sentence" and product:
+            raise BadRequest(
+                "kind 'sensitive' cannot be combined with a product of two lists, and kept things are worded in every "
+                "style of the request; erase or keep styles in a request of their own, or set expand=none"
+            )
 
     def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
         """One operator where nothing depends on the weight, else one change a site, low rank where that is smaller."""

@@ -145,7 +145,9 @@ def information(
         return population_information(W, concepts, neutral, sigma)
     positive, negative = draws
     if neutral.ndim == 2:
-        neutral = neutral[torch.arange(negative.shape[-1 if rowwise else 1]) % len(neutral)]  # (n, d)
+        n, r = negative.shape[-1 if rowwise else 1], len(neutral)
+        # fewer draws than rows: spread over all of them, not the first alone
+        neutral = neutral[torch.arange(n) % r if r <= n else torch.arange(n) * r // n]  # (n, d)
     if rowwise:
         return rowwise_information(W, concepts, neutral, positive.movedim(0, 1), negative.movedim(0, 1), sigma)
     return code_information(W, concepts, neutral, positive, negative, sigma)
