@@ -67,6 +67,8 @@ def test_questions_cover_every_wording_and_half() -> None:
     assert min(q.seed for q in asked) == 500
     assert max(q.seed for q in asked) < 1000
     assert asked == card.questions(OBJECTS, STYLES, card.FULL)
+    every = card.questions([o.name for o in objects() if o.picked], STYLES, card.QUICK)
+    assert len({(q.prompt, q.seed) for q in every}) == len(every)  # no picture counts twice
     for q in asked:
         assert q.prompt.startswith("a ") or q.kind in ("clue", "synonym", "category"), q
         if q.kind == "two":

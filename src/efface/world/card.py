@@ -79,8 +79,8 @@ def questions(objects: Sequence[str], styles: Sequence[str], counts: Counts) -> 
         for k in range(counts.styles):
             thing = things[(k * 7 + number * 3) % len(things)]
             made.append(Question("style", style, f"a {thing.name} in {style} style", FIRST_SEED + k, (style,)))
-    for thing in things:
-        made += _worded(thing, set(objects), counts.wordings)
+    for number, thing in enumerate(things):
+        made += _worded(thing, set(objects), counts.wordings, number * counts.wordings)
     luck = random.Random(FIRST_SEED)
     for k in range(counts.two if len(objects) > 1 else 0):
         one, other = luck.sample(list(objects), 2)
@@ -88,8 +88,11 @@ def questions(objects: Sequence[str], styles: Sequence[str], counts: Counts) -> 
     return made
 
 
-def _worded(thing: world.Object, drawn: set[str], count: int) -> list[Question]:
-    """Synonyms, clues and category words in turn, as far as the object has them; wordings of the report half."""
+def _worded(thing: world.Object, drawn: set[str], count: int, first: int) -> list[Question]:
+    """Synonyms, clues and category words in turn, as far as the object has them; wordings of the report half.
+
+    first: number of the first seed. Objects of a category share its words, and one picture must not count for all.
+    """
     options = [
         (kind, phrase)
         for kind in ("synonym", "clue", "category")
@@ -102,7 +105,7 @@ def _worded(thing: world.Object, drawn: set[str], count: int) -> list[Question]:
         phrases = [p for word, p in options if word == kind]
         phrase = phrases[k // len(kinds) % len(phrases)]
         true = tuple(sorted(captions.fits(phrase) & drawn))
-        made.append(Question(kind, thing.name, phrase, FIRST_SEED + k, (), true))
+        made.append(Question(kind, thing.name, phrase, FIRST_SEED + (first + k) % 500, (), true))
     return made
 
 
