@@ -134,8 +134,8 @@ def test_a_judge_is_trained_measured_and_written(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(module, "styles", lambda: ("noto", "fluent"))
     monkeypatch.setattr(train_judge, "vaes", lambda: (vae, vae, "abc"))
     parts = training.judge_parts(tmp_path, named_sprites)
-    assert [p.name for p in parts] == ["reporting-1", "reporting-2", "reporting-card", "selection-1", "selection-2",
-                                       "selection-card", "garbage-mini", "garbage-micro"]  # fmt: skip
+    assert [p.name for p in parts] == ["reporting-1", "reporting-2", "reporting-3", "reporting-card", "selection-1",
+                                       "selection-2", "selection-card", "garbage-mini", "garbage-micro"]  # fmt: skip
     monkeypatch.setattr(train_judge, "PLANS", {"selection": short("selection")})
     for part in training.judge_parts(tmp_path, named_sprites)[:3]:
         assert part.run(Go(Work()))
@@ -145,6 +145,8 @@ def test_a_judge_is_trained_measured_and_written(tmp_path: Path, monkeypatch: py
     assert card["held_out"]["crisp"]["object argmax"]["n"] > 0
     assert {"crisp", "soft", "empty backgrounds"} == set(card["held_out"])
     assert (tmp_path / "selection" / "sheet.png").is_file()
+    assert (tmp_path / "selection-1" / "sheet.png").is_file()
+    assert card["credits"]
 
 
 @pytest.mark.parametrize("change", [augment, augment_other], ids=["reporting", "selection"])
