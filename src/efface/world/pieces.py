@@ -50,7 +50,10 @@ def split(course: Course, folder: Path, overwrite: bool = False) -> list[Path]:
         write_json(Path(staging) / f"{course.name}.json", facts)
         for path in old:
             path.unlink()
-        return [Path(os.replace(Path(staging) / n, folder / n) or folder / n) for n in (*names, f"{course.name}.json")]
+        made = [folder / name for name in (*names, f"{course.name}.json")]
+        for path in made:
+            os.replace(Path(staging) / path.name, path)
+    return made
 
 
 def _beside(course: Course) -> dict[str, str]:
