@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 import efface
-from efface.evidence import gather
-from efface.needs import Needs, PromptGroup, Statistics
+from efface.errors import NothingChanged
+from efface.evidence import Evidence, gather
+from efface.methods.fia import FIA
+from efface.needs import Needs, PromptGroup, State, Statistics
 from efface.numerics.saliency import Moments, Sensitivity, contrast, fuse, moments, select, spared_from
+from efface.patch import Mask
 from efface.reducers import ColumnNorms
+from efface.registry import resolve
+from efface.request import Concept, Request
 from efface.work import Work
 
 from .conftest import HERE, Case, absolute, original_weights, relative
@@ -66,6 +71,47 @@ def test_masks_are_those_of_the_released_code(case: Case) -> None:
                 assert indices(mask) == wanted.tolist(), (i, name, concept)
             wanted = case.tensors[f"out/s{i}/{name}/prune_indices"]
             assert indices(pruned(masks, setting["alpha"])) == wanted.tolist(), (i, name)
+
+
+class Stored(Evidence):
+    """The means and deviations of a case in place of statistics of our own."""
+
+    case: Case
+
+    def state(self, statistics: Statistics, group: str, site: str, step: int = -1) -> State:
+        mid, own = self.case.under(f"mid/{site}/"), group.startswith("of ")
+        count = len(mid["norms_base"])
+        names = self.case.parameters["concepts"]
+        mean = mid["mean_concept"][names.index(group.removeprefix("of "))] if own else mid["mean_base"]
+        deviation = torch.zeros_like(mean) if own else mid["std_base"]  # of a concept only the mean is read
+        m2 = (deviation.double() ** 2 * count)[step]
+        return {"count": torch.tensor(count), "mean": mean.double()[step], "m2": m2}
+
+
+@pytest.mark.cases("fia/*")
+def test_the_preset_code_prunes_what_the_released_code_prunes(case: Case) -> None:
+    """2.9-22. The whole solver, from the stored statistics."""
+    model, p = efface.load(HERE / "tiny-sd", "cpu"), case.parameters
+    kind = "style" if p["task"] == "art" else "object"
+    request = Request(tuple(Concept(c, kind) for c in p["concepts"]), preset="code")
+    Stored.case = case
+    for i, setting in enumerate(p["settings"]):
+        if setting["alpha"] > 1:  # a share above one, with which the release prunes a concept alone; we refuse it
+            continue
+        hard = setting.get("r2_overrides", {})
+        asked = {k: setting[k] for k in ("r1", "r2", "alpha")} | {"hard": ";".join(hard)}
+        asked |= {"r2_hard": max(hard.values())} if hard else {}
+        assert len(set(hard.values())) <= 1
+        method = FIA(**asked, saliency_steps=p["saliency_steps"], inference_steps=p["inference_steps"])
+        wanted = {name: case.tensors[f"out/s{i}/{name}/prune_indices"].tolist() for name in layers(case)}
+        wanted = {name: rows for name, rows in wanted.items() if rows}
+        solver = resolve(method, request, model.card)
+        if not wanted:
+            with pytest.raises(NothingChanged):
+                solver.solve(model, Stored(), request, Work())
+            continue
+        patch = solver.solve(model, Stored(), request, Work())
+        assert {e.sites[0]: indices(e.unpack()) for e in patch.edits if isinstance(e, Mask)} == wanted
 
 
 @pytest.mark.cases("fia/*")
@@ -143,7 +189,7 @@ def test_norms_and_masks_end_to_end(case: Case, tmp_path: Path) -> None:
             theirs = set(case.tensors[f"mid/s0/{name}/concept_mask_indices/{i}"].tolist())
             compared, differ = compared + len(theirs), differ + len(ours ^ theirs)
     assert compared > 100
-    assert differ <= max(4, 0.01 * compared)
+    assert differ <= max(4, 0.005 * compared)
 
 
 def _folder(scheduler: str, tmp_path: Path) -> Path:

@@ -203,3 +203,15 @@ def test_what_the_release_refuses_is_refused(case: Case) -> None:
             schedules.key_steps(750, wrong["num_steps"], wrong["start_step"], 8)
         with pytest.raises(BadRequest, match="first_step"):
             replace(KSCU(steps=wrong["num_steps"], cap=0), first_step=wrong["start_step"])
+
+
+@pytest.mark.cases("kscu/u*")
+def test_single_precision_stays_within_two_percent(case: Case) -> None:
+    """3.7-14."""
+    model = efface.load(HERE / "tiny-sd", "cpu", torch.float32)
+    single = {k: v.float() if v.is_floating_point() else v for k, v in case.tensors.items()}
+    coarse = replace(case, tensors=single)
+    errors = [change_error(case, model, net, index + 1) for index, net, _, _ in updates(coarse, model)]
+    known = [error for error in errors if error is not None]
+    assert known
+    assert max(known) <= 0.02
