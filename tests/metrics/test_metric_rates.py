@@ -129,8 +129,10 @@ def test_corrected_rates_stand_beside_the_raw_ones() -> None:
 
 def test_cards_of_both_kinds_tell_their_errors() -> None:
     per_label = {"soft": {"tp": [9, 8], "n_pos": [10, 9], "tn": [99, 50], "n_neg": [100, 51]}}
-    bundled = errors_of({"per_label": per_label, "objects": ["dog"], "styles": ["noto"]})
-    assert bundled == {"dog": (9, 10, 99, 100), "noto": (8, 9, 50, 51)}
+    per_label["redrawn"] = per_label["soft"] | {"tp": [9, 0], "n_pos": [10, 0]}
+    card = {"per_label": per_label, "objects": ["dog"], "styles": ["noto"]}
+    assert errors_of(card) == {"dog": (9, 10, 99, 100), "noto": (8, 9, 50, 51)}
+    assert errors_of(card, "redrawn") == {"dog": (9, 10, 99, 100)}
     side = {"hits": 3, "n": 4}
     labels = {"dog": {"sensitivity": side, "specificity": side}, "cat": {"sensitivity": None, "specificity": side}}
     assert errors_of({"calibration": {"labels": labels}}) == {"dog": (3, 4, 3, 4)}

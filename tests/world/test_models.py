@@ -133,13 +133,31 @@ def test_unfinished_drawings_are_those_of_the_sampler_when_finished(trained: Pat
 
     from efface.model import load
     from efface.sampler import sample
-    from efface.world.measure_garbage import unfinished
+    from efface.world.redrawn import unfinished
 
     model = load(str(trained / "train" / "toy" / "model"), "cpu", "float32", offline=True)
     prompts, seeds = ["a dog", "a cat in noto style"], [3, 4]
     whole = sample(model, prompts, seeds).astype(int)
     assert np.abs(unfinished(model, prompts, seeds, 1.0).astype(int) - whole).max() <= 1
     assert np.abs(unfinished(model, prompts, seeds, 0.4).astype(int) - whole).max() > 1
+
+
+def test_redrawn_scenes_repeat_and_keep_what_they_show(trained: Path, tmp_path: Path) -> None:
+    from efface.world.redrawn import drawer
+    from efface.world.scenes import Stage
+
+    by = drawer("toy", Stage(sprites(), TOY.pixels), sprites())
+    pool = by.pool(tmp_path / "a.npz", 3, 1.0, copies=15)
+    assert pool.scenes.images.shape == (len(by.rows) * 15, 64, 64, 3)
+    assert (pool.scenes.objects.sum(1) == 1).all()
+    assert 0 < pool.styled.float().mean() < 1
+    again = by.pool(tmp_path / "b.npz", 3, 1.0, copies=15)
+    assert torch.equal(pool.scenes.images, again.scenes.images)
+    assert by.stopped(tmp_path / "c.npz", 1, 2).images.shape == (10, 64, 64, 3)
+    shown = Stage(sprites(), TOY.pixels).draw(16, torch.Generator().manual_seed(0), rows=by.rows[:1].repeat(16), two=0)
+    little, much = (by._redraw(shown, share, torch.Generator().manual_seed(1)) for share in (0.05, 0.95))
+    near, far = ((made.float() - shown.images.float()).abs().mean() for made in (little, much))
+    assert near < far
 
 
 def test_every_part_leaves_a_curve_and_a_sheet(trained: Path) -> None:

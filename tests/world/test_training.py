@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ def made(step: int) -> Batch:
     objects = torch.zeros(6, len(judged()))
     objects[torch.arange(6), torch.arange(6) + step % 5] = 1
     shown = torch.eye(len(styles()))[:6]
-    return Batch(images, objects, shown, torch.zeros(6, 2), torch.ones(6, dtype=torch.bool))
+    every = torch.ones(6, dtype=torch.bool)
+    return Batch(images, objects, shown, torch.zeros(6, 2), every, every, every)
 
 
-def short(judge: str, steps: int = 5) -> Plan:
-    return Plan(judge, (Cycle(Phase(steps, 6, 2e-3), 0.0, 1, 1.0), Cycle(Phase(2, 6, 1e-3), 0.5, 1, 2.0)), seed=3)
+def short(judge: str, steps: int = 5, anew: int = 0) -> Plan:
+    last = Cycle(Phase(2, 6, 1e-3), 0.5, 1, 2.0, anew)
+    return Plan(judge, (Cycle(Phase(steps, 6, 2e-3), 0.0, 1, 1.0), last), seed=3)
 
 
 def run(judge: str, home: Path, killed_at: int | None = None) -> dict[str, torch.Tensor]:
@@ -119,6 +122,8 @@ def test_batches_repeat_and_mark_what_is_broken(tmp_path: Path, monkeypatch: pyt
     assert not first.objects[-plan.broken - plan.empty :].any()
     assert first.objects.shape == (64, 2)
     assert 2 in first.objects.sum(1)
+    assert first.object_known.all()
+    assert first.judge_style.sum() == 64 - plan.broken - plan.empty
     other = source.batch(3, PLANS["selection"], plan.cycles[1])
     assert not torch.equal(first.images, other.images)
 
@@ -134,16 +139,17 @@ def test_a_judge_is_trained_measured_and_written(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(module, "styles", lambda: ("noto", "fluent"))
     monkeypatch.setattr(train_judge, "vaes", lambda: (vae, vae, "abc"))
     parts = training.judge_parts(tmp_path, named_sprites)
-    assert [p.name for p in parts] == ["reporting-1", "reporting-2", "reporting-3", "reporting-card", "selection-1",
-                                       "selection-2", "selection-card", "garbage-mini", "garbage-micro"]  # fmt: skip
-    monkeypatch.setattr(train_judge, "PLANS", {"selection": short("selection")})
+    names = [f"reporting-{k}" for k in (1, 2, 3, 4, "card")] + [f"selection-{k}" for k in (1, 2, 3, "card")]
+    assert [p.name for p in parts] == [*names, "garbage-mini", "garbage-micro"]
+    monkeypatch.setattr(train_judge, "PLANS", {"selection": short("selection", anew=1)})
     for part in training.judge_parts(tmp_path, named_sprites)[:3]:
         assert part.run(Go(Work()))
         assert part.done
     card = selection.load(tmp_path / "selection").card
     assert card["objects"] == ["dog", "cat"]
     assert card["held_out"]["crisp"]["object argmax"]["n"] > 0
-    assert {"crisp", "soft", "empty backgrounds"} == set(card["held_out"])
+    assert {"crisp", "soft", "redrawn", "empty backgrounds"} == set(card["held_out"])
+    assert card["held_out"]["redrawn"]["style argmax"]["n"] < card["held_out"]["redrawn"]["object argmax"]["n"]
     assert (tmp_path / "selection" / "sheet.png").is_file()
     assert (tmp_path / "selection-1" / "sheet.png").is_file()
     assert card["credits"]
@@ -170,10 +176,36 @@ def test_thresholds_reach_their_specificity() -> None:
     rng = np.random.default_rng(0)
     labels = rng.random((5000, 2)) < 0.1
     chance = np.stack([rng.random(5000), rng.random(5000) * 0.01], 1).astype(np.float32)
-    hard, easy = measured.thresholds(chance, labels)
-    assert easy == measured.FLOOR
+    hard, easy = measured.thresholds(chance, labels, np.ones_like(labels), [0.1, 0.1])
+    assert easy == pytest.approx(0.1, abs=2e-6)
     false = (chance[~labels[:, 0], 0] >= np.float32(hard)).mean()
     assert 0.008 <= false <= 0.01
+    low = chance[:, :1] < 0.5
+    assert measured.thresholds(chance, labels, np.concatenate([low, low], 1), [0.1, 0.1])[0] < 0.5
+
+
+def test_the_least_threshold_gives_the_stated_false_objects() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.random((3000, 40)) < 0.02
+    chance = rng.random((3000, 40)).astype(np.float32) ** 9
+    floor = measured.least(chance, labels)
+    false = ((chance > np.float32(floor)) & ~labels).sum(1).mean()
+    assert false == pytest.approx(measured.FALSE, abs=0.002)
+    assert measured.least(np.zeros((2, 1), np.float32), np.ones((2, 1), bool)) == 0
+
+
+def test_an_uncertain_style_teaches_nothing() -> None:
+    net = PLANS["reporting"].net(len(judged()), len(styles())).eval()
+    batch = made(0)
+    blank = torch.zeros(6, dtype=torch.bool)
+    doubtful = replace(batch, judge_style=torch.ones(6, dtype=torch.bool) & ~blank, style_known=blank)
+    heads = []
+    for case in (batch, replace(doubtful, judge_style=torch.tensor([True] + [False] * 5))):
+        changed = replace(case, styles=case.styles.clone())
+        changed.styles[1:] = changed.styles[1:].flip(1)
+        heads.append((train_judge.loss(net, case, 1.0), train_judge.loss(net, changed, 1.0)))
+    assert not torch.isclose(*heads[0])
+    assert torch.isclose(*heads[1])
 
 
 def test_temperature_recovers_a_known_scale() -> None:
@@ -192,7 +224,7 @@ def test_share_is_clopper_pearson() -> None:
 def test_a_judge_does_not_go_on_with_scenes_through_another_vae(tmp_path: Path) -> None:
     train_judge._same_scenes(tmp_path, "scenes-a")
     train_judge._same_scenes(tmp_path, "scenes-a")
-    with pytest.raises(WrongFile, match="other VAEs"):
+    with pytest.raises(WrongFile, match="other models"):
         train_judge._same_scenes(tmp_path, "scenes-b")
 
 
@@ -208,24 +240,33 @@ def test_prompts_of_drawings_are_read() -> None:
 def test_counts_and_neighbours() -> None:
     labels = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], bool)
     hits = np.array([[1, 0], [0, 0], [1, 1], [0, 1]], bool)
-    assert measured.counts(hits, labels) == {"tp": [1, 2], "n_pos": [2, 2], "tn": [1, 2], "n_neg": [2, 2]}
+    every = np.ones_like(labels)
+    assert measured.counts(hits, labels, every) == {"tp": [1, 2], "n_pos": [2, 2], "tn": [1, 2], "n_neg": [2, 2]}
+    every[0, 0] = False
+    assert measured.counts(hits, labels, every) == {"tp": [0, 2], "n_pos": [1, 2], "tn": [1, 2], "n_neg": [2, 2]}
     assert measured.worst_neighbours(hits, labels, ["dog", "cat"]) == {"dog": ["cat", 1, 2]}
 
 
 def test_summary_of_a_perfect_and_of_a_silent_judge() -> None:
     labels = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 0]], bool)  # two objects, two styles
-    shown = measured.Shown(torch.zeros(3, 64, 64, 3), torch.from_numpy(labels), torch.tensor([False, False, True]))
+    two, every = torch.tensor([False, False, True]), torch.ones(3, dtype=torch.bool)
+    shown = measured.Shown(torch.zeros(3, 64, 64, 3), torch.from_numpy(labels), two, every)
     right: dict[str, Any] = measured.summary(labels.astype(np.float32), labels, shown, 2)
     assert right["object argmax"]["rate"] == right["style argmax"]["rate"] == 1
     assert right["both objects of two"] == measured.share(1, 1)
     silent = measured.summary(1 - labels.astype(np.float32), np.zeros_like(labels), shown, 2)
     assert silent["object argmax"]["rate"] == silent["object sensitivity"]["rate"] == 0
     assert silent["object specificity"]["rate"] == 1
+    doubtful = measured.Shown(shown.images, shown.labels, two, torch.tensor([True, False, True]))
+    some = measured.summary(labels.astype(np.float32), labels, doubtful, 2)
+    assert some["style argmax"] == some["style sensitivity"] == measured.share(2, 2)
+    assert some["object sensitivity"]["n"] == 4
 
 
 def test_reliability_of_honest_chances() -> None:
     rng = np.random.default_rng(1)
     chance = rng.random((4000, 5)).astype(np.float32)
     labels = rng.random((4000, 5)) < chance
-    assert measured.reliability(chance, labels)["ece"] < 0.02
-    assert measured.reliability(1 - chance, labels)["ece"] > 0.4
+    every = np.ones_like(labels)
+    assert measured.reliability(chance, labels, every)["ece"] < 0.02
+    assert measured.reliability(1 - chance, labels, every)["ece"] > 0.4

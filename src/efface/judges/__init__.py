@@ -112,11 +112,13 @@ class Errors(NamedTuple):
 def errors_of(card: Mapping[str, Any], part: str = "soft") -> dict[str, Errors]:
     """Measured errors by label from a card; labels that were never measured are absent.
 
-    part: which of the world's measurements, "crisp" or "soft" (scenes through the VAE, closer to drawings).
+    part: which of the world's measurements: "crisp", "soft" (scenes through the VAE) or "redrawn" (by the models, from
+    half way: closest to drawings, but few a label).
     """
     if "per_label" in card:
         columns = [card["per_label"][part][word] for word in ("tp", "n_pos", "tn", "n_neg")]
-        return dict(zip((*card["objects"], *card["styles"]), map(Errors, *columns), strict=True))
+        rows = zip((*card["objects"], *card["styles"]), map(Errors, *columns), strict=True)
+        return {label: errors for label, errors in rows if errors.positives and errors.negatives}
     found = {}
     for label, words in ((card.get("calibration") or {}).get("labels", {})).items():
         sides = [words["sensitivity"], words["specificity"]]

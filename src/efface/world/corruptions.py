@@ -73,8 +73,9 @@ SEEN: dict[str, Corruption] = {
     "patches of 8 px shuffled": shuffled(8),
     "patches of 16 px shuffled": shuffled(16),
 }
+# Seen in training too, but what is shown stays visible: only `broken` is learnt from it, not that nothing is there.
+NOISY: dict[str, Corruption] = {"image + 30 % noise": mixed_noise(0.3)}
 HELD_OUT: dict[str, Corruption] = {
-    "image + 30 % noise": mixed_noise(0.3),
     "image + 50 % noise": mixed_noise(0.5),
     "patches of 4 px shuffled": shuffled(4),
     "constant colour": constant,

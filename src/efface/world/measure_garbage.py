@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from efface import world
 from efface.judges import Judge, sized
 from efface.judges import garbage as detector
 from efface.judges import world as reporting
 from efface.judges.garbage import RATE, STATISTICS, Garbage, deviation, fit, statistics
-from efface.sampler import latents
-from efface.work import cache_folder
 from efface.world.card import drawn
-from efface.world.corruptions import HELD_OUT, SEEN
+from efface.world.corruptions import HELD_OUT, NOISY, SEEN
 from efface.world.learning import DONE, Go, Part, write_json
 from efface.world.measure_drawings import add_to_card
 from efface.world.measure_drawings import measure as measure_drawings
 from efface.world.measure_judge import crisp, share, soft
+from efface.world.redrawn import model_folder, unfinished
 from efface.world.scenes import BACKGROUNDS, to_uint8
 from efface.world.sizes import MICRO
 from efface.world.train_judge import Source
 
-if TYPE_CHECKING:
-    from efface.model import Model
+RANDOM, UNFINISHED = "VAE decode of a random latent", "denoised for 40 % of the steps"
 
 
 def corrupted(images: np.ndarray, vae: Any | None, seed: int = 5) -> dict[str, np.ndarray]:
     """Every kind of garbage made from uint8 (n, 64, 64, 3); random latents only with a VAE."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    made = {name: to_uint8(kind(x, generator)).numpy() for name, kind in (SEEN | HELD_OUT).items()}
+    made = {name: to_uint8(kind(x, generator)).numpy() for name, kind in (SEEN | NOISY | HELD_OUT).items()}
     made["empty background"] = _backgrounds(len(images), generator)
     if vae is not None:
         with torch.inference_mode():
@@ -42,28 +39,8 @@ def corrupted(images: np.ndarray, vae: Any | None, seed: int = 5) -> dict[str, n
             shape = (len(images), vae.config.latent_channels, side, side)
             latents = torch.randn(shape, generator=generator) / vae.config.scaling_factor
             decoded = torch.cat([vae.decode(part).sample for part in latents.split(16)])
-        made["VAE decode of a random latent"] = sized(to_uint8(decoded / 2 + 0.5).numpy())
+        made[RANDOM] = sized(to_uint8(decoded / 2 + 0.5).numpy())
     return made
-
-
-@torch.inference_mode()
-def unfinished(model: Model, prompts: Sequence[str], seeds: Sequence[int], share: float = 0.4) -> np.ndarray:
-    """Pictures of latents that were denoised for `share` of the steps only: uint8 (n, h, w, 3)."""
-    made = []
-    for start in range(0, len(prompts), 16):
-        words, these = list(prompts[start : start + 16]), list(seeds[start : start + 16])
-        rows = torch.stack([e.rows for e in model.encode([*[""] * len(words), *words])])  # (2n, length, width)
-        scheduler = model.scheduler()
-        scheduler.set_timesteps(model.card.steps)
-        x, _ = latents(model, these)
-        x = x * scheduler.init_noise_sigma
-        for step in scheduler.timesteps[: int(share * model.card.steps)]:
-            scaled = scheduler.scale_model_input(torch.cat([x, x]), step)
-            blank, told = model.part("unet")(scaled, step, encoder_hidden_states=rows).sample.chunk(2)
-            x = scheduler.step(blank + model.card.guidance * (told - blank), step, x).prev_sample
-        vae = model.part("vae")
-        made.append(to_uint8(vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5).numpy())
-    return np.concatenate(made)
 
 
 def _backgrounds(count: int, generator: torch.Generator) -> np.ndarray:
@@ -95,7 +72,7 @@ def fit_and_measure(
         "base_pictures": len(used), "extra_pictures": len(extra),
         "base_flag_rate": _flagged(garbage, judge, held),
         "control_flag_rates": {k: _flagged(garbage, judge, v) for k, v in (controls or {}).items()},
-        "caught": {}, "seen_by_the_judge_in_training": [*SEEN, "empty background"],
+        "caught": {}, "seen_by_the_judge_in_training": [*SEEN, *NOISY, "empty background", RANDOM, UNFINISHED],
     }  # fmt: skip
     for name, images in (corrupted(held[:200], vae) | (broken or {})).items():
         card["caught"][name] = _flagged(garbage, judge, images) | {"alone": _alone(garbage, judge, images)}
@@ -103,12 +80,6 @@ def fit_and_measure(
 
 
 # --- the detectors of both models ------------------------------------------------------------------------------------
-
-
-def model_folder(name: str) -> Path:
-    """The freshly trained model of that name, else the bundled one. Raises Unavailable."""
-    trained = cache_folder() / "train" / name / "model"
-    return trained if (trained / "model_index.json").is_file() else world.folder(name)
 
 
 def garbage_parts(home: Path, source: Callable[[], Source]) -> tuple[Part, ...]:
@@ -134,7 +105,7 @@ def fitted(name: str, judge: Judge, scenes: Source, go: Go) -> tuple[Garbage, di
     model = load(str(model_folder(name)), "cpu", "float32", offline=True)
     objects = [c["name"] for c in model.concepts if c["kind"] == "object"]
     families = [c["name"] for c in model.concepts if c["kind"] == "style"]
-    plain, turns = (2, 4) if len(objects) > 100 else (16, 1)  # about 550 pictures of the one, 480 of the other
+    plain, turns = (3, 2) if len(objects) > 100 else (16, 1)  # about 1,000 pictures of the one, 480 of the other
     asked = [(f"a {thing}", k) for k in range(plain) for thing in objects]
     asked += [
         (f"a {thing} in {style} style", 100 + k)
@@ -154,7 +125,7 @@ def fitted(name: str, judge: Judge, scenes: Source, go: Go) -> tuple[Garbage, di
     controls = {"renders through the VAE": held} | ({} if crispy is None else {"crisp renders": crispy})
     some = asked[:: max(1, len(asked) // 200)][:200]
     halves = sized(unfinished(model, [p for p, _ in some], [s for _, s in some]))
-    return fit_and_measure(judge, pictures, extra, vae, controls, {"denoised for 40 % of the steps": halves})
+    return fit_and_measure(judge, pictures, extra, vae, controls, {UNFINISHED: halves})
 
 
 def _flagged(garbage: Garbage, judge: Judge, images: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,22 @@ class Scenes:
     styles: torch.Tensor  # bool (n, styles)
     backgrounds: tuple[str, ...]  # (n,)
     two: torch.Tensor  # bool (n,)
+
+    def at(self, rows: torch.Tensor) -> Scenes:
+        """Some of them, without the names of their backgrounds."""
+        return Scenes(self.images[rows], self.objects[rows], self.styles[rows], (), self.two[rows])
+
+    def showing(self, images: torch.Tensor) -> Scenes:
+        """The same labels over other pictures of them."""
+        return replace(self, images=images)
+
+    @staticmethod
+    def joined(parts: Sequence[Scenes]) -> Scenes:
+        """One after the other, without the names of their backgrounds."""
+        images, objects, styles, two = (
+            torch.cat([getattr(p, word) for p in parts]) for word in ("images", "objects", "styles", "two")
+        )
+        return Scenes(images, objects, styles, (), two)
 
 
 class Stage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -50,7 +51,8 @@ def pool(
 
     `rough`: largest latent noise; half of the scenes get noise uniform in [0, rough], the others none.
     """
-    if not path.is_file():
+
+    def make() -> Scenes:
         generator = torch.Generator().manual_seed(seed)
         scenes = stage.draw(len(rows), generator, rows=rows, two=two)
         luck = torch.rand(2, len(rows), generator=generator)
@@ -59,15 +61,23 @@ def pool(
             through(vae, scenes.images[k : k + batch], noise[k : k + batch], generator)
             for k in range(0, len(rows), batch)
         ]
-        _write(path, scenes, torch.cat(parts))
+        return scenes.showing(torch.cat(parts))
+
+    return kept(path, make)
+
+
+def kept(path: Path, make: Callable[[], Scenes]) -> Scenes:
+    """The scenes in `path`, made once. Raises WrongFile for a damaged file."""
+    if not path.is_file():
+        _write(path, make())
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with np.load(path, allow_pickle=False) as stored:
             return Scenes(
-                torch.from_numpy(kept["images"]),
-                torch.from_numpy(kept["objects"]),
-                torch.from_numpy(kept["styles"]),
-                tuple(kept["backgrounds"].tolist()),
-                torch.from_numpy(kept["two"]),
+                torch.from_numpy(stored["images"]),
+                torch.from_numpy(stored["objects"]),
+                torch.from_numpy(stored["styles"]),
+                tuple(stored["backgrounds"].tolist()),
+                torch.from_numpy(stored["two"]),
             )
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise WrongFile(f"{path} cannot be read ({error}); delete it and run the same command again") from None
@@ -76,14 +86,14 @@ def pool(
 def doubled(scenes: Scenes) -> Scenes:
     """The same scenes with every pixel twice in both directions: small pictures for judges of larger ones."""
     images = scenes.images.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    return Scenes(images, scenes.objects, scenes.styles, scenes.backgrounds, scenes.two)
+    return scenes.showing(images)
 
 
-def _write(path: Path, scenes: Scenes, images: torch.Tensor) -> None:
+def _write(path: Path, scenes: Scenes) -> None:
     stream = io.BytesIO()
     np.savez_compressed(
         stream,
-        images=images.numpy(),
+        images=scenes.images.numpy(),
         objects=scenes.objects.numpy(),
         styles=scenes.styles.numpy(),
         backgrounds=np.asarray(scenes.backgrounds),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from efface.work import Work, cache_folder
 from efface.world import folder, judged, softened, styles
 from efface.world.artwork import Sprites
 from efface.world.augmentation import augment, augment_other, corrupt
+from efface.world.corruptions import NOISY
 from efface.world.learning import DONE, RESULT, Go, Part, Phase, learn, read, write_json
+from efface.world.redrawn import Drawer, Redrawn, drawer
 from efface.world.scenes import Scenes, Stage
 from efface.world.sheet import grid
 from efface.world.sizes import MICRO
@@ -37,6 +40,9 @@ class Cycle:
     two: float  # share of crisp scenes with two objects
     pools: int  # softened scenes of every sprite
     style: float  # weight of the style terms
+    # Pools of scenes that `mini` and `micro` drew anew: they take half of the softened ones' places, and what they
+    # did not finish drawing and noisy scenes half of the broken ones'.
+    redrawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ class Plan:
     strangers: float = 0.08  # share of crisp scenes with an object that the judge must not name
 
     @property
+    def anew(self) -> int:
+        """Redrawn pictures a batch in a cycle that has them."""
+        return self.soft // 2
+
+    @property
     def net(self) -> Callable[[int, int], Any]:
         return {"reporting": reporting.Net, "selection": selection.Net}[self.judge]
 
@@ -68,7 +79,8 @@ class Plan:
 
 
 # Single objects first; then pairs and styles, which are learnt late. The share of pairs is high: at 30 % the
-# reporting judge named both objects of only 39 % of crisp two-object scenes, after two cycles of 81 %.
+# reporting judge named both objects of only 39 % of crisp two-object scenes, after two cycles of 81 %. Last what
+# models draw: judges of scenes alone were blind to one clean drawing in ten.
 PLANS = {
     "reporting": Plan(
         "reporting",
@@ -76,6 +88,7 @@ PLANS = {
             Cycle(Phase(3500, 64, 4e-3, 0.02, coarse=True), 0.3, 3, 1.0),
             Cycle(Phase(5000, 64, 3e-3, 0.02, coarse=True), 0.55, 5, 2.0),
             Cycle(Phase(6000, 64, 2e-3, 0.02, coarse=True), 0.85, 5, 2.0),
+            Cycle(Phase(3000, 64, 1e-3, 0.02, coarse=True), 0.85, 5, 2.0, redrawn=2),
         ),
         seed=11,
     ),
@@ -84,6 +97,7 @@ PLANS = {
         (
             Cycle(Phase(2500, 64, 2e-3, 0.05, coarse=True), 0.4, 3, 1.0),
             Cycle(Phase(3500, 64, 1.5e-3, 0.05, coarse=True), 0.5, 5, 2.0),
+            Cycle(Phase(2000, 64, 8e-4, 0.05, coarse=True), 0.5, 5, 2.0, redrawn=2),
         ),
         seed=23,
     ),
@@ -97,7 +111,29 @@ class Batch:
     objects: torch.Tensor  # float32 (n, objects)
     styles: torch.Tensor  # float32 (n, styles)
     extra: torch.Tensor  # float32 (n, 2): empty, broken
-    judge_style: torch.Tensor  # bool (n,): False where no style is shown
+    judge_style: torch.Tensor  # bool (n,): False where no style is shown, or none that is certain
+    style_known: torch.Tensor  # bool (n,): False where a style is shown that is not certain
+    object_known: torch.Tensor  # bool (n,): False where an object may or may not show
+
+    @classmethod
+    def of(
+        cls,
+        pixels: torch.Tensor,
+        objects: torch.Tensor,
+        kinds: torch.Tensor,
+        *,
+        broken: bool,
+        style_known: bool = True,
+        object_known: bool = True,
+    ) -> Batch:
+        """Pictures (n, 3, 64, 64) in [0, 1] that are all alike in what is known of them."""
+        extra = torch.tensor([[0.0, float(broken)]]).repeat(len(pixels), 1)
+        told, certain, seen = (torch.full((len(pixels),), v) for v in (not broken, style_known, object_known))
+        return cls(pixels * 2 - 1, objects, kinds, extra, told, certain, seen)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch]) -> Batch:
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
 
 class Source:
@@ -107,7 +143,7 @@ class Source:
     """
 
     def __init__(self, sprites: Sprites, vae: Any, small_vae: Any, home: Path) -> None:
-        self.home, self.vae = home, vae
+        self.home, self.vae, self.sprites = home, vae, sprites
         self.stage, self.little = Stage(sprites), Stage(sprites, MICRO.pixels)
         self.known = torch.tensor([sprites.object_names.index(o.name) for o in judged()])
         own = torch.isin(self.stage.objects, self.known)
@@ -122,6 +158,7 @@ class Source:
         of_style = self.stage.styles[self.rows]
         self.soft_rows = [torch.nonzero(of_style == s).flatten() for s in of_style.unique()]
         self.small = self._small_pool(sprites, small_vae)
+        self._redrawn: dict[int, tuple[Redrawn, Redrawn]] = {}
 
     def _small_pool(self, sprites: Sprites, vae: Any) -> Scenes:
         """Scenes that `micro` could draw, through its VAE, each pixel doubled."""
@@ -132,25 +169,76 @@ class Source:
             softened.pool(self.home / "small.npz", self.little, rows, vae, seed=150, rough=0.15, two=0.3)
         )
 
+    @cached_property
+    def drawers(self) -> tuple[Drawer, Drawer]:
+        """What draws scenes anew: `mini` and `micro`, the newest of each."""
+        return drawer("mini", self.stage, self.sprites), drawer("micro", self.little, self.sprites)
+
+    def redrawn(self, number: int) -> tuple[Redrawn, Redrawn]:
+        """Pool `number` of scenes drawn anew by `mini` and by `micro`: 0 and 1 teach, 2 calibrates, 3 measures."""
+        if number not in self._redrawn:
+            large, small = self.drawers
+            self._redrawn[number] = (
+                large.pool(self._redrawn_path("mini", large, number), 400 + number, 0.5),
+                small.pool(self._redrawn_path("micro", small, number), 450 + number, 1.0, copies=3),
+            )
+        return self._redrawn[number]
+
+    @cached_property
+    def stopped(self) -> Scenes:
+        """Unfinished drawings of both."""
+        large, small = self.drawers
+        return Scenes.joined(
+            [
+                large.stopped(self._redrawn_path("mini", large, "stopped"), 480, 32),
+                small.stopped(self._redrawn_path("micro", small, "stopped"), 481, 32),
+            ]
+        )
+
+    def _redrawn_path(self, name: str, by: Drawer, number: int | str) -> Path:
+        return self.home / f"redrawn-{name}-{by.model.identity[:12]}-{number}.npz"
+
+    def pictures_of(self, cycle: Cycle) -> str:
+        """What the pictures of a cycle come from: it cannot go on with others."""
+        return " ".join([self.home.name, *(by.model.identity[:12] for by in self.drawers if cycle.redrawn)])
+
     def batch(self, step: int, plan: Plan, cycle: Cycle) -> Batch:
         generator = Work(plan.seed).rng(f"{cycle} {step}")
         crisp = self.stage.draw(plan.crisp, generator, rows=self._sprites(plan, generator), two=cycle.two)
-        shown = [crisp, self._softened(plan, generator, cycle.pools), *self._little(plan, generator)]
+        anew = self._anew(plan, cycle, generator)
+        soft = self._softened(plan.soft - plan.anew if cycle.redrawn else plan.soft, generator, cycle.pools)
+        shown = [crisp, soft, *self._little(plan, generator), *(pool.scenes for pool in anew)]
         empty = self.stage.empty(plan.empty, generator).images
         whole = _unit(torch.cat([*(s.images for s in shown), empty]))
+        things = F.pad(torch.cat([s.objects for s in shown])[:, self.known].float(), (0, 0, 0, plan.empty))
+        kinds = F.pad(torch.cat([s.styles for s in shown]).float(), (0, 0, 0, plan.empty))
+        fine = Batch.of(plan.augment(whole, generator), things, kinds, broken=False)
+        fine.extra[len(whole) - plan.empty :, 0] = 1
+        fine.judge_style[len(whole) - plan.empty :] = False
+        if anew:
+            doubts = torch.cat([pool.styled for pool in anew])
+            rows = slice(len(whole) - plan.empty - len(doubts), len(whole) - plan.empty)
+            fine.judge_style[rows] = fine.style_known[rows] = doubts
         pick = torch.randperm(len(whole) - plan.empty, generator=generator)[: plan.broken]
-        broken = corrupt(whole[pick], generator)
-        images = torch.cat([plan.augment(whole, generator), broken])
-        blank = plan.empty + plan.broken
-        objects = torch.cat([s.objects for s in shown])[:, self.known].float()
-        families = torch.cat([s.styles for s in shown]).float()
-        extra = torch.zeros(len(images), 2)
-        extra[len(families) : len(families) + plan.empty, 0] = 1
-        extra[len(families) + plan.empty :, 1] = 1
-        visible = torch.arange(len(images)) < len(families)
-        return Batch(
-            images * 2 - 1, F.pad(objects, (0, 0, 0, blank)), F.pad(families, (0, 0, 0, blank)), extra, visible
-        )
+        return Batch.joined([fine, *self._broken(whole[pick], things[pick], bool(cycle.redrawn), generator)])
+
+    def _broken(self, x: torch.Tensor, things: torch.Tensor, anew: bool, generator: torch.Generator) -> Iterator[Batch]:
+        """Pictures to call broken: nothing shows in corrupted ones, things still do in noisy ones."""
+        n = len(x) // 2 if anew else len(x)
+        nothing = torch.zeros(n, len(styles()))
+        yield Batch.of(corrupt(x[:n], generator), torch.zeros_like(things[:n]), nothing, broken=True)
+        if not anew:
+            return
+        m = (len(x) - n) // 2
+        noisy = next(iter(NOISY.values()))(x[n : n + m], generator)
+        yield Batch.of(noisy, things[n : n + m], nothing[:m], broken=True, style_known=False)
+        rows = torch.randint(len(self.stopped.images), (len(x) - n - m,), generator=generator)
+        stopped = _unit(self.stopped.images[rows])
+        some = len(stopped)
+        yield Batch.of(
+            stopped, torch.zeros(some, things.shape[1]), torch.zeros(some, len(styles())), broken=True,
+            style_known=False, object_known=False,
+        )  # fmt: skip
 
     def _sprites(self, plan: Plan, generator: torch.Generator) -> torch.Tensor:
         """Balanced over styles, mostly objects that the judge names."""
@@ -162,12 +250,23 @@ class Source:
             rows.append(pool[int(place * len(pool))])
         return torch.stack(rows)
 
-    def _softened(self, plan: Plan, generator: torch.Generator, pools: int) -> Scenes:
+    def _softened(self, count: int, generator: torch.Generator, pools: int) -> Scenes:
         pool = self.soft[int(torch.randint(pools, (1,), generator=generator))]
-        luck = torch.rand(plan.soft, generator=generator).tolist()
-        turn = torch.randperm(plan.soft, generator=generator).tolist()
+        luck = torch.rand(count, generator=generator).tolist()
+        turn = torch.randperm(count, generator=generator).tolist()
         rows = [self.soft_rows[t % len(self.soft_rows)] for t in turn]
-        return _at(pool, torch.stack([r[int(u * len(r))] for r, u in zip(rows, luck, strict=True)]))
+        return pool.at(torch.stack([r[int(u * len(r))] for r, u in zip(rows, luck, strict=True)]))
+
+    def _anew(self, plan: Plan, cycle: Cycle, generator: torch.Generator) -> list[Redrawn]:
+        """Scenes that the models drew anew, one in three by `micro`; none in a cycle without."""
+        if not cycle.redrawn:
+            return []
+        pools = self.redrawn(int(torch.randint(cycle.redrawn, (1,), generator=generator)))
+        counts = (plan.anew - plan.anew // 3, plan.anew // 3)
+        return [
+            pool.at(torch.randint(len(pool.styled), (count,), generator=generator))
+            for pool, count in zip(pools, counts, strict=True)
+        ]
 
     def _little(self, plan: Plan, generator: torch.Generator) -> tuple[Scenes, Scenes]:
         """Half of the small pictures crisp, of any judged object; half through the small VAE."""
@@ -175,11 +274,7 @@ class Source:
         rows = self.rows[torch.randint(len(self.rows), (half,), generator=generator)]
         crisp = softened.doubled(self.little.draw(half, generator, rows=rows, two=0.3))
         pick = torch.randint(len(self.small.images), (plan.small - half,), generator=generator)
-        return crisp, _at(self.small, pick)
-
-
-def _at(pool: Scenes, rows: torch.Tensor) -> Scenes:
-    return Scenes(pool.images[rows], pool.objects[rows], pool.styles[rows], (), pool.two[rows])
+        return crisp, self.small.at(pick)
 
 
 def _unit(images: torch.Tensor) -> torch.Tensor:
@@ -190,11 +285,13 @@ def loss(net: Any, batch: Batch, style: float, device: str = "cpu") -> torch.Ten
     """Every label on its own, plus a softmax over labels: it tells neighbours apart and speeds up early steps."""
     batch = Batch(**{k: v.to(device) for k, v in vars(batch).items()})
     objects, styled, extra, _ = (v.float() for v in net(batch.images))
+    known = batch.style_known[:, None]
     shown = batch.objects.sum(1)
     share = batch.objects / shown.clamp_min(1)[:, None]
     named = (-(share * F.log_softmax(objects, 1)).sum(1)).sum() / len(objects)
-    flags = F.binary_cross_entropy_with_logits(objects, batch.objects, reduction="none").sum(1).mean()
-    marks = F.binary_cross_entropy_with_logits(styled, batch.styles, reduction="none").sum(1).mean()
+    seen = batch.object_known[:, None]
+    flags = (F.binary_cross_entropy_with_logits(objects, batch.objects, reduction="none") * seen).sum(1).mean()
+    marks = (F.binary_cross_entropy_with_logits(styled, batch.styles, reduction="none") * known).sum(1).mean()
     family = F.cross_entropy(styled[batch.judge_style], batch.styles[batch.judge_style].argmax(1))
     rest = F.binary_cross_entropy_with_logits(extra, batch.extra, reduction="none").sum(1).mean()
     return flags + 0.5 * named + style * (marks + 0.5 * family) + 0.5 * rest
@@ -262,7 +359,7 @@ def cycle_part(plan: Plan, number: int, cycle: Cycle, home: Path, source: Callab
 
     def run(go: Go) -> bool:
         scenes = source()
-        _same_scenes(place(number), scenes.home.name)
+        _same_scenes(place(number), scenes.pictures_of(cycle))
         return train_phase(plan, number, lambda step: scenes.batch(step, plan, cycle), place, go)
 
     settings = json.dumps([plan.judge, str(plan), number])
@@ -270,11 +367,11 @@ def cycle_part(plan: Plan, number: int, cycle: Cycle, home: Path, source: Callab
 
 
 def _same_scenes(home: Path, name: str) -> None:
-    """Refuse (WrongFile) to go on where other VAEs softened the scenes: their digest is in the name of the pools."""
+    """Refuse (WrongFile) to go on where other VAEs softened the scenes, or other models drew them anew."""
     file = home / "scenes.txt"
     if file.is_file() and file.read_text(encoding="utf-8") != name:
         raise WrongFile(
-            f"{home} was begun on scenes through other VAEs than those of today; move that folder away to train anew"
+            f"{home} was begun on scenes through other models than those of today; move that folder away to train anew"
         )
     write_bytes(file, name.encode())
 
