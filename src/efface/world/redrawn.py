@@ -129,8 +129,8 @@ def drawer(name: str, stage: Stage, sprites: Sprites) -> Drawer:
 def unfinished(model: Model, prompts: Sequence[str], seeds: Sequence[int], share: float = 0.4) -> np.ndarray:
     """Pictures of latents that were denoised for `share` of the steps only: uint8 (n, h, w, 3)."""
     made = []
-    for part in _batches(len(prompts)):
-        words, these = [prompts[k] for k in part], [seeds[k] for k in part]
+    for start in range(0, len(prompts), BATCH):
+        words, these = list(prompts[start : start + BATCH]), list(seeds[start : start + BATCH])
         scheduler = model.scheduler()
         scheduler.set_timesteps(model.card.steps)
         x = latents(model, these)[0] * scheduler.init_noise_sigma
