@@ -478,6 +478,20 @@ def test_stopped_in_a_pass_at_a_jump_or_late_and_resumed_the_patch_is_the_same(
         assert erase(model, preset=preset, work=work).to_bytes() == wanted
 
 
+def test_what_was_stopped_on_one_model_does_not_go_on_on_another(model: Model) -> None:
+    """3.7-17: the state is bound to the weights that it was trained from."""
+    pipe = make_pipe()
+    with torch.no_grad():
+        next(iter(pipe.unet.parameters())).mul_(1.5)
+    other = efface.load(pipe)
+    work = StopsAt(3)
+    with pytest.raises(Cancelled):
+        erase(model, preset="code", work=work)
+    work.cancelled, work.left = False, 10**9
+    with pytest.raises(BadRequest, match="'model'"):
+        erase(other, preset="code", work=work)
+
+
 # --- refusing --------------------------------------------------------------------------------------------------------
 
 

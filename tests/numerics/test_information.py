@@ -323,3 +323,14 @@ def test_entropy_factors_do_not_hang_on_how_many_rows_are_looked_at_at_once(monk
     whole = entropy_factor(W, c, draws, 1.0, 20)
     monkeypatch.setattr(module, "BLOCK", 27 * 3)
     assert torch.allclose(entropy_factor(W, c, draws, 1.0, 20), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [2, 9])
+def test_draws_take_neutral_rows_from_the_whole_list(rows: int) -> None:
+    """1.11-23: five draws of nine rows are not the first five, and two rows serve all five."""
+    W, C, _, positive, negative = setting(40, 3)
+    neutral = randn(rows, D, seed=77)
+    which = [0, 1, 0, 1, 0] if rows == 2 else [0, 1, 3, 5, 7]
+    found = module.information(W, C, neutral, 1.5, (positive, negative))
+    assert torch.equal(found, code_information(W, C, neutral[which], positive, negative, 1.5))
+    assert not torch.equal(found, code_information(W, C, neutral[[0] * 5], positive, negative, 1.5))
