@@ -99,7 +99,8 @@ def test_the_card_counts_and_is_drawn_once(
     assert found["styles"]["noto"]["reporting"] == {"rate": 1.0, "n": 3, "interval": [0.2924, 1.0]}
     assert found["pooled"]["object"]["reporting"]["n"] == 8
     assert found["pooled"]["two"]["reporting"]["n"] == 4
-    assert found["style argmax"]["rate"] == 0.5
+    assert found["style argmax"]["reporting"]["rate"] == 0.5
+    assert found["object argmax"]["reporting"]["n"] == 8
     assert found["drawn against rendered"]["fid"] > 0
     assert found["images per second"]["rate"] > 0
     before = sorted((cache / "images").rglob("*.png"))
@@ -142,7 +143,8 @@ def test_what_is_written_is_what_suites_read(folder: Path, tmp_path: Path) -> No
     facts: dict[str, Any] = {
         "model": "toy", "judges": {"reporting": "abc"}, "counts": vars(COUNTS),
         "objects": {"dog": {"reporting": whole}, "cat": {"reporting": few}}, "styles": {"noto": {"reporting": whole}},
-        "pooled": {"object": {"reporting": whole}}, "drawn against rendered": {"fid": 1.0, "kid": 0.1},
+        "pooled": {"object": {"reporting": whole}}, "object argmax": {"reporting": whole},
+        "style argmax": {"reporting": few}, "drawn against rendered": {"fid": 1.0, "kid": 0.1},
         "images per second": {"rate": 2.0, "threads": 1}, "credits": ["noto: Google Inc, Apache-2.0"],
         "training": {"unet-1": {"steps": 3, "minutes": 0.1, "loss": 0.5}},
         "sampling": {"scheduler": "DDIM", "steps": 20, "guidance": 4.0},
@@ -155,5 +157,6 @@ def test_what_is_written_is_what_suites_read(folder: Path, tmp_path: Path) -> No
     assert rows["noto"]["kind"] == "style"
     page = (target / "card.md").read_text()
     assert "| dog | 90.0% [70.0%, 100.0%] | 24 |" in page
+    assert "| style, likeliest label | reporting judge | 100.0% [40.0%, 100.0%] | n = 4 |" in page
     assert "| key, never seen | reporting judge | 100.0% [40.0%, 100.0%]; in other drawings 90.0%" in page
     assert load(str(target), "cpu", "float32", offline=True).concepts[0]["base_rate"] == 0.9

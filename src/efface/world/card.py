@@ -165,7 +165,12 @@ def check(
         "pooled": {kind: _shares(asked, hits, judges, kind) for kind in
                    ("object", "style", "synonym", "clue", "category", "two")},
         "withheld": _withheld(asked, [v.hits for v in verdicts], judges),
-        "style argmax": _argmax(asked, verdicts[0].probabilities, judges[0]),
+        **{
+            f"{kind} argmax": {
+                j.role: _argmax(asked, v.probabilities, j, kind) for j, v in zip(judges, verdicts, strict=True)
+            }
+            for kind in ("object", "style")
+        },
         "judges disagree": share(int((hits[0] != hits[-1]).sum()), len(asked)) if len(hits) > 1 else None,
         "drawn against rendered": _distance(verdicts[0].features[plain], judges[0], objects, styles, model, counts),
         "sampling": {"scheduler": type(model.scheduler()).__name__, "steps": model.card.steps,
@@ -208,11 +213,12 @@ def _unseen(model: Model) -> list[str]:
     return json.loads(file.read_text(encoding="utf-8"))["withheld"]["styles"] if file.is_file() else []
 
 
-def _argmax(asked: list[Question], chance: np.ndarray, judge: Judge) -> dict[str, Any]:
-    """Whether the likeliest style is the asked one: fairer than a threshold where styles resemble each other."""
-    rows = [k for k, q in enumerate(asked) if q.kind == "style"]
-    best = chance[rows, len(judge.objects) :].argmax(1)
-    return share(sum(judge.styles[b] == asked[k].label for b, k in zip(best, rows, strict=True)), len(rows))
+def _argmax(asked: list[Question], chance: np.ndarray, judge: Judge, kind: str) -> dict[str, Any]:
+    """Whether the likeliest label of that kind is the asked one: what no threshold decides."""
+    rows, m = [k for k, q in enumerate(asked) if q.kind == kind], len(judge.objects)
+    names, part = (judge.objects, slice(0, m)) if kind == "object" else (judge.styles, slice(m, None))
+    best = chance[rows, part].argmax(1)
+    return share(sum(names[b] == asked[k].label for b, k in zip(best, rows, strict=True)), len(rows))
 
 
 def _distance(
@@ -303,6 +309,9 @@ def _page(card: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     for kind, shares in card["pooled"].items():
         for role, found in shares.items():
             lines.append(f"| {kind} | {role} judge | {_said(found)} | n = {found['n']} |")
+    for kind in ("object", "style"):
+        for role, found in card[f"{kind} argmax"].items():
+            lines.append(f"| {kind}, likeliest label | {role} judge | {_said(found)} | n = {found['n']} |")
     for name, found in card["withheld"].items():
         for role, share_of in found["drawn"].items():
             lines.append(
