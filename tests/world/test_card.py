@@ -100,7 +100,7 @@ def test_the_card_counts_and_is_drawn_once(
     assert found["pooled"]["object"]["reporting"]["n"] == 8
     assert found["pooled"]["two"]["reporting"]["n"] == 4
     assert found["style argmax"]["reporting"]["rate"] == 0.5
-    assert found["object argmax"]["reporting"]["n"] == 8
+    assert found["object argmax"]["reporting"] == {"rate": 0.25, "n": 8, "interval": [0.0319, 0.6509]}
     assert found["drawn against rendered"]["fid"] > 0
     assert found["images per second"]["rate"] > 0
     before = sorted((cache / "images").rglob("*.png"))

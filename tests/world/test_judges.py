@@ -16,7 +16,7 @@ from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import Verdict, garbage, sized
 from efface.judges import world as world_judge
 from efface.judges.world import WorldJudge
-from efface.world.corruptions import HELD_OUT, SEEN
+from efface.world.corruptions import HELD_OUT, NOISY, SEEN
 from efface.world.measure_judge import FLOOR
 from efface.world.scenes import to_uint8
 
@@ -87,7 +87,10 @@ def test_hits_follow_the_thresholds_of_the_card() -> None:
     verdict = judge().look(pictures()[0])
     edges = np.asarray(judge().card["thresholds"], np.float32)
     assert np.array_equal(verdict.hits, verdict.probabilities >= edges)
-    assert (edges >= np.float32(FLOOR)).all()
+    floors = judge().card["calibration"]["least_threshold_of_an_object"], FLOOR
+    m = len(judge().objects)
+    assert (edges[:m] >= np.float32(floors[0])).all()
+    assert (edges[m:] >= np.float32(floors[1])).all()
 
 
 def test_temperature_changes_no_ranking() -> None:
@@ -184,7 +187,7 @@ def flagged(images: np.ndarray) -> float:
 
 def broken(name: str) -> np.ndarray:
     drawn = torch.from_numpy(pictures()[2]).permute(0, 3, 1, 2).float() / 255
-    return to_uint8((SEEN | HELD_OUT)[name](drawn, torch.Generator().manual_seed(1))).numpy()
+    return to_uint8((SEEN | NOISY | HELD_OUT)[name](drawn, torch.Generator().manual_seed(1))).numpy()
 
 
 def test_drawings_of_the_model_pass() -> None:

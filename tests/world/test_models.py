@@ -147,13 +147,17 @@ def test_redrawn_scenes_repeat_and_keep_what_they_show(trained: Path, tmp_path: 
     from efface.world.scenes import Stage
 
     by = drawer("toy", Stage(sprites(), TOY.pixels), sprites())
-    pool = by.pool(tmp_path / "a.npz", 3, 1.0, copies=15)
+    pool = by.pool(tmp_path / "a", 3, 1.0, copies=15)
     assert pool.scenes.images.shape == (len(by.rows) * 15, 64, 64, 3)
-    assert (pool.scenes.objects.sum(1) == 1).all()
+    asked = by._prompts(pool.scenes)
+    things, kinds = pool.scenes.objects.int().argmax(1), pool.scenes.styles.int().argmax(1)
+    spread = torch.bincount(things * len(TOY.styles) + kinds)
+    assert spread.tolist() == [15] * len(by.rows)  # every sprite as often as asked, under its own names
+    assert asked[0] == f"a {OBJECTS[things[0]]} in {TOY.styles[kinds[0]]} style"
     assert 0 < pool.styled.float().mean() < 1
-    again = by.pool(tmp_path / "b.npz", 3, 1.0, copies=15)
+    again = by.pool(tmp_path / "b", 3, 1.0, copies=15)
     assert torch.equal(pool.scenes.images, again.scenes.images)
-    assert by.stopped(tmp_path / "c.npz", 1, 2).images.shape == (10, 64, 64, 3)
+    assert by.stopped(tmp_path, 1, 2).images.shape == (10, 64, 64, 3)
     shown = Stage(sprites(), TOY.pixels).draw(16, torch.Generator().manual_seed(0), rows=by.rows[:1].repeat(16), two=0)
     little, much = (by._redraw(shown, share, torch.Generator().manual_seed(1)) for share in (0.05, 0.95))
     near, far = ((made.float() - shown.images.float()).abs().mean() for made in (little, much))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import selection
 from efface.work import Work
-from efface.world import artwork, judged, styles, train_judge, training
+from efface.world import artwork, judged, redrawn, styles, train_judge, training
 from efface.world import measure_judge as measured
 from efface.world.augmentation import augment, augment_other, corrupt
-from efface.world.learning import Go, Phase
+from efface.world.golds import digest
+from efface.world.learning import DONE, RESULT, Go, Phase
 from efface.world.measure_drawings import asked
 from efface.world.train_judge import PLANS, Batch, Cycle, Plan, Source, load_net, train_phase
 
@@ -107,13 +110,18 @@ def named_sprites() -> artwork.Sprites:
     return artwork.Sprites(pixels, np.repeat(np.arange(3), 2), np.tile(np.arange(2), 3), names, kinds)
 
 
-def test_batches_repeat_and_mark_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def few(home: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """Pictures of two objects in two styles, through a VAE that has learnt nothing."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(block_out_channels=(16,), norm_num_groups=16, latent_channels=4).eval()
     monkeypatch.setattr(train_judge, "judged", lambda: tuple(o for o in judged() if o.name in ("dog", "cat")))
     monkeypatch.setattr(train_judge, "styles", lambda: ("noto", "fluent"))
-    source = Source(named_sprites(), vae, vae, tmp_path)
+    return Source(named_sprites(), vae, vae, home)
+
+
+def test_batches_repeat_and_mark_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = few(tmp_path, monkeypatch)
     plan = PLANS["reporting"]
     first, again = (source.batch(3, plan, plan.cycles[1]) for _ in range(2))
     assert torch.equal(first.images, again.images)
@@ -142,6 +150,8 @@ def test_a_judge_is_trained_measured_and_written(tmp_path: Path, monkeypatch: py
     names = [f"reporting-{k}" for k in (1, 2, 3, 4, "card")] + [f"selection-{k}" for k in (1, 2, 3, "card")]
     assert [p.name for p in parts] == [*names, "garbage-mini", "garbage-micro"]
     monkeypatch.setattr(train_judge, "PLANS", {"selection": short("selection", anew=1)})
+    monkeypatch.setattr(redrawn, "BATCH", 4)  # of so few pictures only small batches differ in their share
+    monkeypatch.setattr(redrawn, "STYLE_UNTIL", 0.22)
     for part in training.judge_parts(tmp_path, named_sprites)[:3]:
         assert part.run(Go(Work()))
         assert part.done
@@ -196,16 +206,64 @@ def test_the_least_threshold_gives_the_stated_false_objects() -> None:
 
 def test_an_uncertain_style_teaches_nothing() -> None:
     net = PLANS["reporting"].net(len(judged()), len(styles())).eval()
-    batch = made(0)
-    blank = torch.zeros(6, dtype=torch.bool)
-    doubtful = replace(batch, judge_style=torch.ones(6, dtype=torch.bool) & ~blank, style_known=blank)
-    heads = []
-    for case in (batch, replace(doubtful, judge_style=torch.tensor([True] + [False] * 5))):
-        changed = replace(case, styles=case.styles.clone())
-        changed.styles[1:] = changed.styles[1:].flip(1)
-        heads.append((train_judge.loss(net, case, 1.0), train_judge.loss(net, changed, 1.0)))
-    assert not torch.isclose(*heads[0])
-    assert torch.isclose(*heads[1])
+    batch, none = made(0), torch.zeros(6, dtype=torch.bool)
+    first = torch.tensor([True] + [False] * 5)  # a softmax over no picture at all has no mean
+    pairs = []
+    for case in (batch, replace(batch, judge_style=first, style_known=none)):
+        other = replace(case, styles=case.styles.clone())
+        other.styles[1:] = other.styles[1:].flip(1)
+        pairs.append((train_judge.loss(net, case, 1.0), train_judge.loss(net, other, 1.0)))
+    assert not torch.isclose(*pairs[0])
+    assert torch.isclose(*pairs[1])
+
+
+def test_of_a_stopped_drawing_no_object_is_asked() -> None:
+    net = PLANS["reporting"].net(len(judged()), len(styles())).eval()
+    batch = replace(made(0), objects=torch.zeros(6, len(judged())))
+    gone = replace(batch, object_known=torch.zeros(6, dtype=torch.bool))
+    flags = F.binary_cross_entropy_with_logits(net(batch.images)[0], batch.objects, reduction="none").sum(1).mean()
+    assert torch.isclose(train_judge.loss(net, batch, 1.0) - train_judge.loss(net, gone, 1.0), flags, rtol=1e-4)
+
+
+def test_redrawn_noisy_and_stopped_pictures_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = few(tmp_path, monkeypatch)
+    plan = PLANS["reporting"]
+    drawn = source.stage.draw(12, torch.Generator().manual_seed(0), rows=source.rows[:1].repeat(12), two=0.0)
+    sure = redrawn.Redrawn(drawn, torch.arange(12) < 6)
+    source._redrawn = {0: (sure, sure), 1: (sure, sure)}
+    source.__dict__["stopped"] = drawn
+    batch = source.batch(5, plan, plan.cycles[-1])
+    assert batch.images.shape == (64, 3, 64, 64)
+    scenes = 64 - plan.broken - plan.empty
+    assert batch.style_known[: scenes - plan.anew].all()
+    known = batch.style_known[scenes - plan.anew : scenes]
+    assert known.any()
+    assert not known.all()
+    assert torch.equal(batch.judge_style[scenes - plan.anew : scenes], known)
+    assert (batch.objects[scenes - plan.anew : scenes].sum(1) == 1).all()
+    assert not batch.judge_style[scenes:].any()
+    broken, noisy, stopped = batch.objects[-8:-4], batch.objects[-4:-2], batch.objects[-2:]
+    assert not broken.any()
+    assert noisy.any()
+    assert not stopped.any()
+    assert batch.object_known.tolist() == [True] * 62 + [False] * 2
+    assert batch.style_known[-8:].tolist() == [True] * 4 + [False] * 4
+    assert batch.extra[-8:].tolist() == [[0.0, 1.0]] * 8
+
+
+def test_pools_that_calibrate_do_not_teach() -> None:
+    with pytest.raises(ValueError, match="calibrate"):
+        Cycle(Phase(1, 1, 1e-3), 0.0, 1, 1.0, redrawn=3)
+
+
+def test_a_card_of_other_weights_is_not_done(tmp_path: Path) -> None:
+    part = measured.measured_part(PLANS["selection"], tmp_path / "trained", tmp_path / "card", lambda: None)  # type: ignore[arg-type,return-value]
+    for folder, file, text in (("trained", RESULT, "weights"), ("card", DONE, '{"made from": "other"}')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text(text)
+    assert not part.done
+    (tmp_path / "card" / DONE).write_text(json.dumps({"made from": digest(tmp_path / "trained" / RESULT)}))
+    assert part.done
 
 
 def test_temperature_recovers_a_known_scale() -> None:
@@ -222,10 +280,10 @@ def test_share_is_clopper_pearson() -> None:
 
 
 def test_a_judge_does_not_go_on_with_scenes_through_another_vae(tmp_path: Path) -> None:
-    train_judge._same_scenes(tmp_path, "scenes-a")
-    train_judge._same_scenes(tmp_path, "scenes-a")
+    train_judge.same_scenes(tmp_path, "scenes-a")
+    train_judge.same_scenes(tmp_path, "scenes-a")
     with pytest.raises(WrongFile, match="other models"):
-        train_judge._same_scenes(tmp_path, "scenes-b")
+        train_judge.same_scenes(tmp_path, "scenes-b")
 
 
 def test_prompts_of_drawings_are_read() -> None:

@@ -113,7 +113,7 @@ def errors_of(card: Mapping[str, Any], part: str = "soft") -> dict[str, Errors]:
     """Measured errors by label from a card; labels that were never measured are absent.
 
     part: which of the world's measurements: "crisp", "soft" (scenes through the VAE) or "redrawn" (by the models, from
-    half way: closest to drawings, but few a label).
+    noise of 20 to 70 % of the steps: closest to drawings, but few a label).
     """
     if "per_label" in card:
         columns = [card["per_label"][part][word] for word in ("tp", "n_pos", "tn", "n_neg")]

@@ -73,7 +73,7 @@ SEEN: dict[str, Corruption] = {
     "patches of 8 px shuffled": shuffled(8),
     "patches of 16 px shuffled": shuffled(16),
 }
-# Seen in training too, but what is shown stays visible: only `broken` is learnt from it, not that nothing is there.
+# Seen in training too, but what is shown stays visible: such a picture is broken and still has to be named.
 NOISY: dict[str, Corruption] = {"image + 30 % noise": mixed_noise(0.3)}
 HELD_OUT: dict[str, Corruption] = {
     "image + 50 % noise": mixed_noise(0.5),

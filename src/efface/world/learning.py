@@ -80,7 +80,8 @@ class Go:
 class Part:
     """One thing to train, in a folder of its own. `settings`: what its result depends on, in words.
 
-    `steps` and `seconds` (of a step, on two free cores) are for the plan; `run` is True when the part is done.
+    `steps` and `seconds` (of a step, on two free cores) are for the plan; `run` is True when the part is done. `stamp`:
+    what the result was made from, where that can change: a part that was made from something else is not done.
     """
 
     name: str
@@ -89,10 +90,14 @@ class Part:
     steps: int
     seconds: float
     run: Callable[[Go], bool]
+    stamp: Callable[[], str] | None = None
 
     @property
     def done(self) -> bool:
-        return (self.home / DONE).is_file()
+        file = self.home / DONE
+        if self.stamp is None or not file.is_file():
+            return file.is_file()
+        return json.loads(file.read_text(encoding="utf-8")).get("made from") == self.stamp()
 
     @property
     def share(self) -> float:

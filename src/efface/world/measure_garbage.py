@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,20 @@ def fit_and_measure(
 def garbage_parts(home: Path, source: Callable[[], Source]) -> tuple[Part, ...]:
     """One detector a model: its drawings are the reference. `garbage` lies beside the judge, as it is bundled."""
 
+    def stamp() -> str:
+        """The judge whose features the detector reads."""
+        file = home / "reporting" / "card.json"
+        return json.loads(file.read_text(encoding="utf-8"))["version"] if file.is_file() else ""
+
     def part(name: str, into: Path) -> Part:
         def run(go: Go) -> bool:
             judge = reporting.load(home / "reporting")
             found, card = fitted(name, judge, source(), go)
             detector.save(found, judge, card, into)
-            write_json(into / DONE, card["caught"])
+            write_json(into / DONE, {"made from": stamp(), **card["caught"]})
             return True
 
-        return Part(f"garbage-{name}", into, f"{name} {[*SEEN]}\n", 1, 900.0 if name == "mini" else 240.0, run)
+        return Part(f"garbage-{name}", into, f"{name}\n", 1, 900.0 if name == "mini" else 240.0, run, stamp)
 
     return part("mini", home / "garbage"), part("micro", home / "garbage-micro")
 

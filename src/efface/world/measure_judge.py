@@ -22,11 +22,12 @@ from efface.judges.world import PREPROCESSING, probes, version
 from efface.store import write_bytes
 from efface.world import judged, softened, styles
 from efface.world.artwork import FAMILIES
-from efface.world.learning import DONE, Go, Part, write_json
+from efface.world.golds import digest
+from efface.world.learning import DONE, RESULT, Go, Part, write_json
 from efface.world.redrawn import Redrawn
 from efface.world.scenes import Scenes
 from efface.world.sheet import grid
-from efface.world.train_judge import Plan, Source, load_net, predict
+from efface.world.train_judge import CALIBRATES, MEASURES, Plan, Source, load_net, predict, same_scenes
 
 SPECIFICITY = 0.99
 # No threshold of a style below this, or separable labels get thresholds of nearly nothing.
@@ -68,9 +69,9 @@ def soft(source: Source, path: Path, seed: int) -> Shown:
     return _shown(source, scenes)
 
 
-def redrawn(source: Source, numbers: Sequence[int]) -> Shown:
-    """Scenes that `mini` and `micro` drew anew: as rough as drawings, with a label that is known."""
-    pools = Redrawn.joined([pool for number in numbers for pool in source.redrawn(number)])
+def redrawn(source: Source, number: int) -> Shown:
+    """Scenes that `mini` and `micro` drew anew: closer to drawings, with a label that is known."""
+    pools = Redrawn.joined(source.redrawn(number))
     return _shown(source, pools.scenes, pools.styled)
 
 
@@ -182,7 +183,7 @@ def measure(net: Any, source: Source, home: Path, log: Callable[[str], None] = p
     """
     names, kinds = [o.name for o in judged()], list(styles())
     m = len(names)
-    rough = redrawn(source, (2,))
+    rough = redrawn(source, CALIBRATES)
     tune = [crisp(source, 900, 2), soft(source, home / "calibrate.npz", 900), rough]
     logits = [torch.cat(predict(net, t.images), 1) for t in tune]
     heat = {
@@ -197,7 +198,7 @@ def measure(net: Any, source: Source, home: Path, log: Callable[[str], None] = p
     log(f"judge: temperature {heat}, median threshold {np.median(edges):.3f}")
     report = {
         "crisp": crisp(source, 901, 3), "soft": soft(source, home / "test.npz", 901),
-        "redrawn": redrawn(source, (3,)),
+        "redrawn": redrawn(source, MEASURES),
     }  # fmt: skip
     rates, tables, calibration, false = {}, {}, {}, {}
     for kind, shown in report.items():
@@ -257,6 +258,7 @@ def measured_part(plan: Plan, trained: Path, home: Path, source: Callable[[], So
 
     def run(go: Go) -> bool:
         net, scenes = load_net(plan, trained), source()
+        same_scenes(trained, scenes.pictures_of(plan.cycles[-1]))
         with go.work.interruptible():
             card = measure(net, scenes, scenes.home, lambda line: None)
         whole = write(net, card, home, plan.judge)
@@ -264,10 +266,13 @@ def measured_part(plan: Plan, trained: Path, home: Path, source: Callable[[], So
         rates = {
             kind: {k: v["rate"] for k, v in whole["held_out"][kind].items()} for kind in ("crisp", "soft", "redrawn")
         }
-        write_json(home / DONE, {"version": whole["version"], **rates})
+        write_json(home / DONE, {"version": whole["version"], "made from": stamp(), **rates})
         return True
 
-    return Part(f"{plan.judge}-card", home, f"{plan}\n", 1, 240.0, run)
+    def stamp() -> str:
+        return digest(trained / RESULT) if (trained / RESULT).is_file() else ""
+
+    return Part(f"{plan.judge}-card", home, f"{plan.judge}\n", 1, 240.0, run, stamp)
 
 
 def _sheet(net: Any, source: Source, path: Path) -> None:

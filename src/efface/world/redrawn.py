@@ -1,4 +1,4 @@
-"""Scenes noised part of the way and denoised by the model: as rough as its drawings, and what they show is known."""
+"""Scenes noised part of the way and denoised by the model: close to its drawings, and what they show is known."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from efface import world
 from efface.judges import sized
 from efface.sampler import latents
+from efface.store import key_of
 from efface.work import cache_folder
 from efface.world import captions, softened
 from efface.world.artwork import Sprites
@@ -61,8 +62,8 @@ class Drawer:
     kinds: tuple[str, ...]
     rows: torch.Tensor
 
-    def pool(self, path: Path, seed: int, share: float, copies: int = 1) -> Redrawn:
-        """Redrawn scenes of a random `share` of the sprites, made once and kept in `path`; doubled where small."""
+    def pool(self, home: Path, seed: int, share: float, copies: int = 1) -> Redrawn:
+        """Redrawn scenes of a random `share` of the sprites, made once and kept in `home`; doubled where small."""
         generator = torch.Generator().manual_seed(seed)
         rows = self.rows.repeat(copies)
         rows = rows[torch.randperm(len(rows), generator=generator)[: int(share * len(rows))]]
@@ -73,9 +74,14 @@ class Drawer:
             parts = [self._redraw(scenes.at(part), float(shares[part[0]]), generator) for part in _batches(len(rows))]
             return scenes.showing(torch.from_numpy(sized(torch.cat(parts).numpy())))
 
-        return Redrawn(softened.kept(path, make), shares <= STYLE_UNTIL)
+        about = key_of(seed=seed, share=share, copies=copies, shares=SHARES, batch=BATCH)
+        return Redrawn(softened.kept(self._file(home, "redrawn", about), make), shares <= STYLE_UNTIL)
 
-    def stopped(self, path: Path, seed: int, each: int) -> Scenes:
+    def _file(self, home: Path, what: str, about: str) -> Path:
+        """Named by everything that decides the pictures."""
+        return home / f"{what}-{self.model.identity[:12]}-{about[:8]}.npz"
+
+    def stopped(self, home: Path, seed: int, each: int) -> Scenes:
         """Drawings stopped after no to 40 % of the steps, `each` of every share, once and kept; doubled where small.
 
         The sprites whose captions they had are their labels, but cannot be seen.
@@ -92,7 +98,7 @@ class Drawer:
             ]
             return scenes.showing(torch.from_numpy(sized(np.concatenate(parts))))
 
-        return softened.kept(path, make)
+        return softened.kept(self._file(home, "stopped", key_of(seed=seed, each=each, stops=STOPS)), make)
 
     @torch.inference_mode()
     def _redraw(self, scenes: Scenes, share: float, generator: torch.Generator) -> torch.Tensor:

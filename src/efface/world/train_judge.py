@@ -32,6 +32,9 @@ from efface.world.sizes import MICRO
 __all__ = ["PLANS", "Plan", "Source", "cycle_part", "train_phase", "vaes"]
 
 
+CALIBRATES, MEASURES = 2, 3  # pools of redrawn scenes; those before teach
+
+
 @dataclass(frozen=True)
 class Cycle:
     """One fall of the learning rate, with the pictures it trains on."""
@@ -43,6 +46,10 @@ class Cycle:
     # Pools of scenes that `mini` and `micro` drew anew: they take half of the softened ones' places, and what they
     # did not finish drawing and noisy scenes half of the broken ones'.
     redrawn: int = 0
+
+    def __post_init__(self) -> None:
+        if self.redrawn > CALIBRATES:
+            raise ValueError(f"pools from {CALIBRATES} on calibrate and measure; redrawn is at most {CALIBRATES}")
 
 
 @dataclass(frozen=True)
@@ -175,12 +182,12 @@ class Source:
         return drawer("mini", self.stage, self.sprites), drawer("micro", self.little, self.sprites)
 
     def redrawn(self, number: int) -> tuple[Redrawn, Redrawn]:
-        """Pool `number` of scenes drawn anew by `mini` and by `micro`: 0 and 1 teach, 2 calibrates, 3 measures."""
+        """Pool `number` of scenes drawn anew by `mini` and by `micro`, made once."""
         if number not in self._redrawn:
             large, small = self.drawers
             self._redrawn[number] = (
-                large.pool(self._redrawn_path("mini", large, number), 400 + number, 0.5),
-                small.pool(self._redrawn_path("micro", small, number), 450 + number, 1.0, copies=3),
+                large.pool(self.home, 400 + number, 0.5),
+                small.pool(self.home, 450 + number, 1.0, copies=3),
             )
         return self._redrawn[number]
 
@@ -188,19 +195,17 @@ class Source:
     def stopped(self) -> Scenes:
         """Unfinished drawings of both."""
         large, small = self.drawers
-        return Scenes.joined(
-            [
-                large.stopped(self._redrawn_path("mini", large, "stopped"), 480, 32),
-                small.stopped(self._redrawn_path("micro", small, "stopped"), 481, 32),
-            ]
-        )
-
-    def _redrawn_path(self, name: str, by: Drawer, number: int | str) -> Path:
-        return self.home / f"redrawn-{name}-{by.model.identity[:12]}-{number}.npz"
+        return Scenes.joined([large.stopped(self.home, 480, 32), small.stopped(self.home, 481, 32)])
 
     def pictures_of(self, cycle: Cycle) -> str:
         """What the pictures of a cycle come from: it cannot go on with others."""
-        return " ".join([self.home.name, *(by.model.identity[:12] for by in self.drawers if cycle.redrawn)])
+        drawers = self.drawers if cycle.redrawn else ()
+        return " ".join([self.home.name, *(by.model.identity[:12] for by in drawers)])
+
+    def draw_pools(self, cycle: Cycle) -> None:
+        """Make the redrawn pictures of a cycle now, which the first batch would otherwise wait for."""
+        if cycle.redrawn:
+            _ = self.stopped, [self.redrawn(number) for number in range(cycle.redrawn)]
 
     def batch(self, step: int, plan: Plan, cycle: Cycle) -> Batch:
         generator = Work(plan.seed).rng(f"{cycle} {step}")
@@ -359,14 +364,16 @@ def cycle_part(plan: Plan, number: int, cycle: Cycle, home: Path, source: Callab
 
     def run(go: Go) -> bool:
         scenes = source()
-        _same_scenes(place(number), scenes.pictures_of(cycle))
+        same_scenes(place(number), scenes.pictures_of(cycle))
+        with go.work.interruptible():
+            scenes.draw_pools(cycle)
         return train_phase(plan, number, lambda step: scenes.batch(step, plan, cycle), place, go)
 
     settings = json.dumps([plan.judge, str(plan), number])
     return Part(f"{plan.judge}-{number + 1}", place(number), settings, cycle.phase.steps, SECONDS[plan.judge], run)
 
 
-def _same_scenes(home: Path, name: str) -> None:
+def same_scenes(home: Path, name: str) -> None:
     """Refuse (WrongFile) to go on where other VAEs softened the scenes, or other models drew them anew."""
     file = home / "scenes.txt"
     if file.is_file() and file.read_text(encoding="utf-8") != name:
