@@ -1,7 +1,7 @@
 """Statistics-only garbage detector: a broken picture must not count as an erased concept (docs/judges.md).
 
-Source: split conformal prediction (Vovk, Gammerman and Shafer 2005) on one-image statistics; Mahalanobis
-distance of features after Lee et al. 2018 and nearest-neighbour distance after Sun et al. 2022.
+Source: split conformal prediction (Vovk, Gammerman and Shafer 2005) on one-image statistics, combined after Fisher
+1932; Mahalanobis distance of features after Lee et al. 2018 and nearest-neighbour distance after Sun et al. 2022.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ STATISTICS = (
     *("empty", "broken"),  # the judge's own extra outputs
 )
 RATE = 0.01  # share of base pictures flagged
+TAIL = 0.05  # share of base pictures in either tail of a statistic
 NEIGHBOURS = 5
 AXES = 64  # principal axes of the features that carry the distances
 
@@ -60,15 +61,15 @@ def constant(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reference:
-    """What base pictures look like: whitened principal axes, neighbours, and the spread of each statistic."""
+    """What base pictures look like: whitened principal axes, neighbours, and the tails of each statistic."""
 
     mean: np.ndarray  # float32 (f,)
     axes: np.ndarray  # float32 (f, 64): features to whitened coordinates
     basis: np.ndarray  # float32 (f, 64): orthonormal, for the residual
     neighbours: np.ndarray  # float32 (m, 64)
-    middle: np.ndarray  # float32 (statistics,)
-    spread: np.ndarray  # float32 (2, statistics): below and above the middle
-    scores: np.ndarray  # float32 (k,), sorted: largest scaled deviation of each calibration picture
+    edges: np.ndarray  # float32 (2, statistics): where the lower and the upper tail begin
+    excess: np.ndarray  # float32 (2, statistics): mean distance beyond the edge
+    scores: np.ndarray  # float32 (k,), sorted: score of each calibration picture
 
 
 def statistics(reference: Reference, images: np.ndarray, features: np.ndarray, *, self_at: int = 0) -> np.ndarray:
@@ -83,15 +84,24 @@ def statistics(reference: Reference, images: np.ndarray, features: np.ndarray, *
 
 
 def deviation(reference: Reference, values: np.ndarray) -> np.ndarray:
-    """Two-sided deviation from the base, in units of the spread on that side: (n, statistics)."""
-    away = values - reference.middle
-    return np.where(away < 0, -away / reference.spread[0], away / reference.spread[1])
+    """How far beyond the nearer tail's edge, in mean excesses of that tail: (n, statistics), negative inside.
+
+    For an exponential tail that is minus the logarithm of its probability, up to a constant: statistics with long and
+    with short tails become alike.
+    """
+    (low, high), (below, above) = reference.edges, reference.excess
+    return np.maximum((low - values) / below, (values - high) / above)
+
+
+def score(reference: Reference, values: np.ndarray) -> np.ndarray:
+    """Sum of what lies beyond the edges (n,): Fisher's way to combine tail probabilities."""
+    return deviation(reference, values).clip(min=0).sum(1)
 
 
 def fit(images: np.ndarray, features: np.ndarray, seed: int = 0) -> Reference:
     """Reference from base pictures uint8 (n, h, w, 3) and a judge's features (n, f); n >= 300.
 
-    One part (60 %) gives axes, neighbours and spreads, the other gives the conformal scores: the flag rate of
+    One part (60 %) gives axes, neighbours and tails, the other gives the conformal scores: the flag rate of
     further base pictures is then about 1 %. Raises `BadRequest` for fewer pictures.
     """
     if len(images) < 300 or len(images) != len(features):
@@ -112,14 +122,15 @@ def fit(images: np.ndarray, features: np.ndarray, seed: int = 0) -> Reference:
     width = len(STATISTICS)
     blank = Reference(
         mean.astype(np.float32), axes, basis.astype(np.float16).astype(np.float32), points,
-        np.zeros(width, np.float32), np.ones((2, width), np.float32), np.zeros(0, np.float32),
+        np.zeros((2, width), np.float32), np.ones((2, width), np.float32), np.zeros(0, np.float32),
     )  # fmt: skip
     values = statistics(blank, images[first], features[first], self_at=1)
-    low, middle, high = np.quantile(values, [0.01, 0.5, 0.99], axis=0).astype(np.float32)
-    spread = np.maximum(np.stack([middle - low, high - middle]), 1e-4)
-    fitted = Reference(blank.mean, axes, blank.basis, points, middle, spread, blank.scores)
-    scores = deviation(fitted, statistics(fitted, images[second], features[second])).max(1)
-    return Reference(blank.mean, axes, blank.basis, points, middle, spread, np.sort(scores).astype(np.float32))
+    edges = np.quantile(values, [TAIL, 1 - TAIL], axis=0).astype(np.float32)
+    beyond = np.stack([edges[0] - values, values - edges[1]]).clip(min=0)  # (2, n, statistics)
+    excess = np.maximum(beyond.sum(1) / (beyond > 0).sum(1).clip(min=1), 1e-4).astype(np.float32)
+    fitted = Reference(blank.mean, axes, blank.basis, points, edges, excess, blank.scores)
+    scores = score(fitted, statistics(fitted, images[second], features[second]))
+    return Reference(blank.mean, axes, blank.basis, points, edges, excess, np.sort(scores).astype(np.float32))
 
 
 class Garbage:
@@ -137,9 +148,9 @@ class Garbage:
         images = sized(images)
         if not len(images):
             return np.zeros(0)
-        score = deviation(self.reference, statistics(self.reference, images, verdict.features)).max(1)
         known = self.reference.scores
-        above = len(known) - np.searchsorted(known, score, side="left")
+        found = score(self.reference, statistics(self.reference, images, verdict.features))
+        above = len(known) - np.searchsorted(known, found, side="left")
         return (1 + above) / (1 + len(known))
 
     def flags(self, images: np.ndarray, verdict: Verdict) -> np.ndarray:

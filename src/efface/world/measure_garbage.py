@@ -111,7 +111,7 @@ def fitted(name: str, judge: Judge, scenes: Source, go: Go) -> tuple[Garbage, di
     model = load(str(model_folder(name)), "cpu", "float32", offline=True)
     objects = [c["name"] for c in model.concepts if c["kind"] == "object"]
     families = [c["name"] for c in model.concepts if c["kind"] == "style"]
-    plain, turns = (3, 2) if len(objects) > 100 else (16, 1)  # about 1,000 pictures of the one, 480 of the other
+    plain, turns = (2, 4) if len(objects) > 100 else (16, 1)  # about 570 pictures of the one, 480 of the other
     asked = [(f"a {thing}", k) for k in range(plain) for thing in objects]
     asked += [
         (f"a {thing} in {style} style", 100 + k)

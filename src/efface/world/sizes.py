@@ -98,7 +98,7 @@ MINI = Size(
         Phase(11000, 32, 7e-4, ema=0.999, coarse=True),
         Phase(3200, 32, 6e-4, ema=0.999, coarse=True),
         Phase(4500, 32, 6e-4, ema=0.999, coarse=True),
-        Phase(8000, 32, 6e-4, ema=0.999, coarse=True),
+        Phase(4000, 32, 6e-4, ema=0.999, coarse=True),
     ),
     seconds=(0.45, 0.55, 0.3, 0.7),
 )
