@@ -23,7 +23,7 @@ from efface.suites import Ask, Item
 from efface.tables import tables
 from efface.work import Work
 
-CONCEPTS = ("cat", "hamburger", "guitar", "rocket", "penguin")
+CONCEPTS = ("rabbit", "hamburger", "guitar", "rocket", "penguin")
 
 
 def main() -> None:

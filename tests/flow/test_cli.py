@@ -304,7 +304,7 @@ def test_the_concepts_of_mini_are_listed_with_exactly_these_keys_under_the_names
 
     rows = cli("list", "concepts", "--json").json()["concepts"]
     assert all(set(r) == {"name", "kind", "category", "half", "base_rate", "n", "qualified"} for r in rows)
-    drawn = {o.name for o in world.objects() if o.picked}
+    drawn = {o.name for o in world.judged()}
     assert {r["name"] for r in rows if r["kind"] == "object"} == drawn
     assert {r["name"] for r in rows if r["kind"] == "style"} == set(world.styles())
     for r in rows:

@@ -148,7 +148,8 @@ def test_worst_concepts_and_the_heat_map_are_named(found: dict[str, Any]) -> Non
         assert all(c["few"] == (c["n"] < 5) for c in many.values())
         enough = [c["value"] for c in many.values() if not c["few"]]
         assert (run["worst kept"] or {}).get("value") == (max(enough) if enough else None)
-    assert [heat[n]["kind"] for n in names[:3]] == ["target", "target", "kept"]
+    assert {n for n, r in heat.items() if r["kind"] == "target"} == set(names[:2])
+    assert any(r["kind"] == "kept" for r in heat.values())
     assert heat[names[0]]["cells"]["good"]["value"] == 0
     assert all(0 <= c["value"] <= 1 for c in heat[names[0]]["cells"].values())
 

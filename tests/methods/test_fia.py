@@ -348,19 +348,19 @@ def test_places_take_two_forms_in_turn_and_the_base_leaves_the_concept_out() -> 
 
 
 def test_world_prompts_put_three_objects_of_other_categories_into_the_same_sentences() -> None:
-    found = groups("lion", "world", prompts=2)
+    found = groups("lion", "world", prompts=2, base="objects")
     assert found["of lion"] == ("a lion on a red background", "a lion in noto style")
     assert found["base 0"][::2] == tuple(f"a {o} on a red background" for o in ("bus", "banana", "horse"))
     assert found["base 0"][1::2] == tuple(f"a {o} in noto style" for o in ("bus", "banana", "horse"))
-    assert not any("bus" in p for p in groups("taxi", "world")["base 0"])  # a vehicle too
-    assert not any("banana" in p for p in groups(["lion", "banana"], "world")["base 0"])
+    assert not any("bus" in p for p in groups("taxi", "world", base="objects")["base 0"])  # a vehicle too
+    assert not any("banana" in p for p in groups(["lion", "banana"], "world", base="objects")["base 0"])
     most = ["lion", "bus", "banana", "horse", "camera", "castle", "rose", "key", "star"]
-    stand_in = groups(most, "world", prompts=1)
+    stand_in = groups(most, "world", prompts=1, base="objects")
     assert all(len(stand_in[f"base {i}"]) == 3 for i in range(sum(k.startswith("base") for k in stand_in)))
     assert not {f"a {name} on a red background" for name in most} & {t for k, v in stand_in.items()
                                                                        if k.startswith("base") for t in v}  # fmt: skip
     with pytest.raises(BadRequest, match="'base' of FIA"):
-        groups([o.name for o in objects() if o.picked], "world", prompts=1)
+        groups([o.name for o in objects() if o.picked], "world", prompts=1, base="objects")
     style = groups("noto style", "world", prompts=2)
     assert style["of noto style"] == ("a bus in noto style", "a banana in noto style")
     assert style["base 0"] == ("a bus", "a banana")

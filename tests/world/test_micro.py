@@ -18,7 +18,7 @@ from efface.world.sizes import MICRO
 GOLDS = ("micro-without-airplane-bomb-octopus-umbrella", "micro-without-monochrome_style")
 TARGETS, KEEP = ("cat", "airplane"), ("dog", "lion", "rocket", "sailboat", "bicycle", "owl", "key", "pizza")
 OTHERS = ("elephant", "penguin", "butterfly", "banana", "cactus", "doughnut", "guitar", "violin", "umbrella", "crown")
-METHODS: dict[str, dict[str, Any]] = {"uce": {}, "scapre": {}, "fia": {}, "kscu": {}}
+METHODS: dict[str, dict[str, Any]] = {"uce": {}, "scapre": {}, "fia": {"r2": 0.1}, "kscu": {}}
 
 
 @pytest.fixture(scope="module")

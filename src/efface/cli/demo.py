@@ -11,7 +11,7 @@ import typer
 from efface.cli import options as o
 
 NAME = "demo"
-CONCEPTS = ("cat", "hamburger", "guitar", "rocket", "penguin", "monochrome style")
+CONCEPTS = ("rabbit", "hamburger", "guitar", "rocket", "penguin", "monochrome style")
 
 
 def command(
