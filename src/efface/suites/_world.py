@@ -16,7 +16,7 @@ from efface.world.scenes import BACKGROUNDS
 __all__ = ["Scene"]
 
 HALVES = {"tune": 0, "report": 500}  # first seed of each half; a half has 500
-# The bundled `mini` knew these templates and always wrote "a" (docs/world.md).
+# The first `mini` knew these templates and always wrote "a" (docs/world.md).
 OLD_PLAIN = {
     "tune": ("{thing}", "a photo of {thing}"),
     "report": ("a picture of {thing}", "a drawing of {thing}", "an image of {thing}"),

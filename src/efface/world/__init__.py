@@ -18,7 +18,7 @@ class Object:
     """One thing the world can draw.
 
     `half` is "tune" or "report": settings are chosen on the first and quoted on the second.
-    `picked` objects are those that the bundled model draws.
+    `picked` objects are those that the first `mini` drew.
     """
 
     name: str

@@ -49,7 +49,7 @@ def templates(kind: str, half: Half | None = None) -> tuple[Template, ...]:
 def with_article(name: str, *, english: bool = False) -> str:
     """Put "a" before a name: "a dog"; plural names stand alone.
 
-    The bundled model was trained with "a" before every name; `english` writes "an" before a vowel.
+    Models of the world are trained with "a" before names; `english` writes "an" before a vowel.
     """
     if name in _data()["plural"]:
         return name
