@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import selection
 from efface.work import Work
-from efface.world import artwork, judged, redrawn, styles, train_judge, training
+from efface.world import artwork, judge_plans, judge_scenes, judged, redrawn, styles, train_judge, training
 from efface.world import measure_judge as measured
 from efface.world.augmentation import augment, augment_other, corrupt
 from efface.world.golds import digest
+from efface.world.judge_plans import PLANS, Cycle, Plan
+from efface.world.judge_scenes import Batch, Source
 from efface.world.learning import DONE, RESULT, Go, Phase
 from efface.world.measure_drawings import asked
-from efface.world.train_judge import PLANS, Batch, Cycle, Plan, Source, load_net, train_phase
+from efface.world.train_judge import load_net, train_phase
 
 
 def made(step: int) -> Batch:
@@ -115,8 +117,9 @@ def few(home: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(block_out_channels=(16,), norm_num_groups=16, latent_channels=4).eval()
-    monkeypatch.setattr(train_judge, "judged", lambda: tuple(o for o in judged() if o.name in ("dog", "cat")))
-    monkeypatch.setattr(train_judge, "styles", lambda: ("noto", "fluent"))
+    for module in (judge_scenes, train_judge):
+        monkeypatch.setattr(module, "judged", lambda: tuple(o for o in judged() if o.name in ("dog", "cat")))
+        monkeypatch.setattr(module, "styles", lambda: ("noto", "fluent"))
     return Source(named_sprites(), vae, vae, home)
 
 
@@ -142,14 +145,14 @@ def test_a_judge_is_trained_measured_and_written(tmp_path: Path, monkeypatch: py
 
     vae = AutoencoderKL(block_out_channels=(16,), norm_num_groups=16, latent_channels=4).eval()
     few = tuple(o for o in judged() if o.name in ("dog", "cat"))
-    for module in (train_judge, measured):
+    for module in (judge_scenes, train_judge, measured):
         monkeypatch.setattr(module, "judged", lambda: few)
         monkeypatch.setattr(module, "styles", lambda: ("noto", "fluent"))
     monkeypatch.setattr(train_judge, "vaes", lambda: (vae, vae, "abc"))
     parts = training.judge_parts(tmp_path, named_sprites)
     names = [f"reporting-{k}" for k in (1, 2, 3, 4, "card")] + [f"selection-{k}" for k in (1, 2, 3, "card")]
     assert [p.name for p in parts] == [*names, "garbage-mini", "garbage-micro"]
-    monkeypatch.setattr(train_judge, "PLANS", {"selection": short("selection", anew=1)})
+    monkeypatch.setattr(judge_plans, "PLANS", {"selection": short("selection", anew=1)})
     monkeypatch.setattr(redrawn, "BATCH", 4)  # of so few pictures only small batches differ in their share
     monkeypatch.setattr(redrawn, "STYLE_UNTIL", 0.22)
     for part in training.judge_parts(tmp_path, named_sprites)[:3]:

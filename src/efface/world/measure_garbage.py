@@ -16,6 +16,7 @@ from efface.judges import world as reporting
 from efface.judges.garbage import RATE, STATISTICS, Garbage, deviation, fit, statistics
 from efface.world.card import drawn
 from efface.world.corruptions import HELD_OUT, NOISY, SEEN
+from efface.world.judge_scenes import Source
 from efface.world.learning import DONE, Go, Part, write_json
 from efface.world.measure_drawings import add_to_card
 from efface.world.measure_drawings import measure as measure_drawings
@@ -23,7 +24,6 @@ from efface.world.measure_judge import crisp, share, soft
 from efface.world.redrawn import model_folder, unfinished
 from efface.world.scenes import BACKGROUNDS, to_uint8
 from efface.world.sizes import MICRO
-from efface.world.train_judge import Source
 
 RANDOM, UNFINISHED = "VAE decode of a random latent", "denoised for 40 % of the steps"
 

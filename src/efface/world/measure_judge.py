@@ -23,11 +23,13 @@ from efface.store import write_bytes
 from efface.world import judged, softened, styles
 from efface.world.artwork import FAMILIES
 from efface.world.golds import digest
+from efface.world.judge_plans import CALIBRATES, MEASURES, Plan
+from efface.world.judge_scenes import Source
 from efface.world.learning import DONE, RESULT, Go, Part, write_json
 from efface.world.redrawn import Redrawn
 from efface.world.scenes import Scenes
 from efface.world.sheet import grid
-from efface.world.train_judge import CALIBRATES, MEASURES, Plan, Source, load_net, predict, same_scenes
+from efface.world.train_judge import load_net, predict, same_scenes
 
 SPECIFICITY = 0.99
 # No threshold of a style below this, or separable labels get thresholds of nearly nothing.

@@ -114,17 +114,17 @@ def course(target: str, without: Sequence[str] = (), bundle: Path | None = None)
 
 def judge_parts(home: Path, sprites: Callable[[], artwork.Sprites]) -> tuple[Part, ...]:
     """Both judges, each in cycles and a measurement, then the garbage detectors of both models."""
-    from efface.world import train_judge
+    from efface.world import judge_plans, judge_scenes, train_judge
     from efface.world.measure_garbage import garbage_parts
     from efface.world.measure_judge import measured_part
 
     @cache
-    def source() -> train_judge.Source:
+    def source() -> judge_scenes.Source:
         big, small, digest = train_judge.vaes()
-        return train_judge.Source(sprites(), big, small, home / f"scenes-{digest}")
+        return judge_scenes.Source(sprites(), big, small, home / f"scenes-{digest}")
 
     parts: list[Part] = []
-    for plan in train_judge.PLANS.values():
+    for plan in judge_plans.PLANS.values():
         for number, cycle in enumerate(plan.cycles):
             parts.append(train_judge.cycle_part(plan, number, cycle, home, source))
         parts.append(measured_part(plan, home / f"{plan.judge}-{len(plan.cycles)}", home / plan.judge, source))
