@@ -2,8 +2,8 @@
 
 Each line of the settings file is one setting as a JSON object, {} for the preset; "keep" may be "none". For each:
 8 images of every target, 60 of other objects, judged, and one file in the output folder, so that a search goes on where
-it was stopped and `--part 0/2` and `--part 1/2` share it between two processes. Rows of another model, judge, version
-of efface or number of steps lie in another folder and are never mixed in. `--table` prints what is there. The
+it was stopped and `--part 0/2` and `--part 1/2` share it between two processes. Rows of another model, judge, preset,
+version of efface or number of steps lie in another folder and are never mixed in. `--table` prints what is there. The
 keep list holds names of the report half; report seeds and names are for the figures that are quoted, not for this.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from efface import world
 from efface.cli.options import prepare
 from efface.errors import EffaceError
 from efface.judges import world as reporting
+from efface.request import Request
+from efface.run import plan
 from efface.sampler import sample
 from efface.store import key_of, write_bytes
 from efface.work import Work
@@ -82,15 +85,16 @@ def main() -> None:
     options = parser.parse_args()
     prepare()
     model, judge = efface.load("mini", "cpu"), reporting.load()
-    drawn = key_of(steps=options.steps, model=model.identity, judge=judge.version, efface=efface.__version__)
-    folder: Path = options.out / options.method / drawn[:12]
+    targets, others, keep = names()
+    preset = asdict(plan(model, Request.build(targets), method=options.method).method)
+    about = {"model": model.identity, "judge": judge.version, "efface": efface.__version__, "preset": preset}
+    folder: Path = options.out / options.method / key_of(steps=options.steps, **about)[:12]
     if options.table:
         print(table([json.loads(f.read_text()) for f in sorted(folder.glob("*.json"))]))
         return
     file = options.settings or Path(__file__).parent / "settings" / f"{options.method}.jsonl"
     asked = ["base", *(line for line in file.read_text().splitlines() if line.strip())]
     part, parts = map(int, options.part.split("/"))
-    targets, others, keep = names()
     for number, line in enumerate(asked):
         out = folder / f"{key_of(setting=line)[:12]}.json"
         if number % parts != part or out.is_file():

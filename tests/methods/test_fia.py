@@ -368,7 +368,7 @@ def test_world_prompts_put_three_objects_of_other_categories_into_the_same_sente
 
 
 def test_a_model_that_knows_sentences_without_an_object_takes_them_as_base() -> None:
-    found = groups("lion", "world", "micro", prompts=2)
+    found = groups("lion", "world", "micro", prompts=2, base="auto")
     assert found["base 0"] == ("a red background", "a picture in noto style")
     assert groups("lion", "world", "micro", prompts=2, base="objects")["base 0"][0] == "a bus on a red background"
 
@@ -401,7 +401,7 @@ def test_presets_by_kind_hold_the_published_settings() -> None:
     assert (objects.score, objects.scale, objects.counting, objects.prompts) == ("cosine", "raw", "exact", 5)
     world = [settled("world", *c) for c in (["dog"], ["x style"], ["dog", "x style"])]
     assert [(w.base, w.alpha, w.saliency_steps, w.inference_steps) for w in world] == [
-        ("auto", 0.6, 4, 20), ("plain", 0.8, 4, 20), ("auto", 0.6, 4, 20),
+        ("objects", 0.6, 4, 20), ("plain", 0.8, 4, 20), ("objects", 0.6, 4, 20),
     ]  # fmt: skip
     code = settled("code", "dog")
     assert (code.score, code.row_normalise, code.scale, code.counting, code.prompts) == (

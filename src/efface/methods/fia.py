@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "code": _CODE, "code/object": _OBJECTS, "code/style": _PAINTERS,
     "world": _EFFACE | {
         "saliency_steps": 4, "inference_steps": 20, "guidance": 4.0, "prompt_set": "world", "prompts": 8,
-        "base": "auto", "sites": "cross.v+cross.out+ff.in+ff.out", "r2": 0.05,
+        "base": "objects", "sites": "cross.v+cross.out+ff.in+ff.out", "r2": 0.02,
     },
     "world/style": {"alpha": 0.8, "base": "plain"},
 }  # fmt: skip

@@ -52,8 +52,8 @@ _OURS: dict[str, Any] = _2026 | {
 }  # fmt: skip
 _DENSE: dict[str, Any] = {"updates_several": 0, "rank": 0, "learning_rate": 1e-5}
 _WORLD: dict[str, Any] = _OURS | {
-    "updates": 42, "steps": 20, "first_step": 6, "loops": 2, "scope": "xattn", "rank": 0, "learning_rate": 2e-4,
-    "expand": "sentence", "keep_weight": 1.0,
+    "updates": 120, "steps": 20, "first_step": 6, "loops": 2, "scope": "xattn", "rank": 0, "learning_rate": 2e-4,
+    "negative_guidance": 0.25, "expand": "sentence", "keep_weight": 2.0,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "code": _2026, "code/style": _STYLE, "code/person": _PERSON,
