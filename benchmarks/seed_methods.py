@@ -442,11 +442,13 @@ METHODS: dict[str, Callable[[argparse.Namespace], None]] = {"scapre": scapre, "f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("methods", nargs="*", choices=list(METHODS), help="some of the methods instead of all")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"some of {', '.join(METHODS)} instead of all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    if unknown := set(options.methods) - set(METHODS):  # with "*", Python 3.11 holds the empty list against `choices`
+        parser.error(f"unknown method {', '.join(sorted(unknown))}; choose from {', '.join(METHODS)}")
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.quick:
