@@ -62,7 +62,7 @@ _EFFACE: dict[str, Any] = _CODE | {
     "target": "interpolate", "concept_gram": False, "decouple": False, "geometry": "bures", "mu": 0.0,
     "relative": True,
 }  # fmt: skip
-# Chosen on the tune half of the bundled `mini`: at equal suppression it keeps most of what no list names.
+# Chosen on the tune half of the bundled `mini` for a keep list of half its objects; a longer one needs a larger scale.
 _WORLD: dict[str, Any] = _EFFACE | {"erase_scale": 1.0, "lam": 0.02}
 PRESETS: dict[str, dict[str, Any]] = {
     "code": _CODE,
