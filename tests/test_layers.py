@@ -126,7 +126,13 @@ def test_no_pickle_no_remote_code_no_shell() -> None:
                 name = ast.unparse(node.func)
                 assert name not in ("eval", "exec", "os.system"), f"{place(file)}: {name}"
                 for k in node.keywords:
-                    assert k.arg != "trust_remote_code", place(file)
+                    assert (k.arg, ast.unparse(k.value)) != ("trust_remote_code", "True"), place(file)
+                if (
+                    name.endswith(".from_pretrained")
+                    and name.startswith("Auto")
+                    and not name.startswith("AutoencoderKL")
+                ):
+                    assert "trust_remote_code" in {k.arg for k in node.keywords}, place(file)
                     assert (k.arg, ast.unparse(k.value)) not in (("allow_pickle", "True"), ("weights_only", "False"))
                 if name == "torch.load":
                     assert "weights_only" in {k.arg for k in node.keywords}, place(file)

@@ -71,7 +71,7 @@ def pictures() -> dict[str, np.ndarray]:
     from efface.judges import world as judges
 
     judge = judges.load()
-    with np.load(Path(__file__).parent.parent / "world" / "pictures.npz", allow_pickle=False) as kept:
+    with np.load(Path(__file__).parent / "world" / "pictures.npz", allow_pickle=False) as kept:
         scenes = kept["scenes"][:48]
         labels = np.unpackbits(kept["labels"], axis=1)[:48, : len(judge.objects)].astype(bool)
     verdict = judge.look(scenes)

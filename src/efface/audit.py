@@ -25,6 +25,7 @@ from efface.registry import find
 from efface.request import Concept, Request
 from efface.store import Images
 from efface.suites import Item, veiled
+from efface.untrusted import refuse_links
 from efface.work import Work, cache_folder
 
 if TYPE_CHECKING:
@@ -130,8 +131,6 @@ def _measure(
     damaged = {}
     for side in sides:
         keys = [side.image_key(i, sampling) for i in items]
-        if not suite.private:
-            folder.cache.adopt(folder.images, keys)
         damaged[side.name] = folder.drop_damaged(keys, pixels)
     plan = folder.freeze(sides, items, sampling, suite.private)
     cost.planned = 2 * len(items)
@@ -140,6 +139,8 @@ def _measure(
         shards = folder.shards(plan, side, items, sampling)
         known = [r for r in folder.records if r["key"] == watch.key(side.name, r["image"])]
         skip = {r["image"] for r in known if hidden or r.get("state") == "error"}
+        if not suite.private:  # what the run holds is not drawn again; a stranger's run must not fill the cache
+            skip |= {key for key in plan["sides"][side.name]["keys"] if folder.images.has(key)}
         by_key = {side.image_key(i, sampling): i for i in items}
         step = PRIVATE_SHARDS if hidden else max(len(shards), 1)
         for batch in [shards[k : k + step] for k in range(0, len(shards), step)] or [[]]:
@@ -214,6 +215,7 @@ def _with_detector(model: Model) -> Path | None:
 def images_of(run: Path) -> Images:
     """The images of a run; those of runs older than version 0.2 that lie in the cache are held from now on."""
     images, cache = Images(run / "images"), Images(cache_folder() / "images")
+    refuse_links(run)
     records = runfolder.rows_of(run)
     images.adopt(cache, [r["image"] for r in records])
     return images

@@ -11,6 +11,7 @@ from typing import Any
 from efface.errors import OutputExists
 from efface.report import cell_text, pages, percent, points
 from efface.store import write_bytes
+from efface.untrusted import cell
 
 __all__ = ["markdown", "page", "write"]
 
@@ -46,7 +47,8 @@ def table(found: Json) -> str:
         for run in block["runs"]:
             first = {"table": number} | {k: run[k] for k in ("run", "method", "preset", "patch")}
             for key in block["columns"]:
-                rows.writerow(first | {"column": key} | _flat(run["cells"].get(key)))
+                row = first | {"column": key} | _flat(run["cells"].get(key))
+                rows.writerow({k: cell(v) for k, v in row.items()})
     return out.getvalue()
 
 

@@ -378,6 +378,7 @@ def load(
     path, name = locate(str(target), offline)
     folder = Folder(path)
     family = _family(str(folder.index.get("_class_name")))
+    folder.allow(family.parts)
     card = family.card(name, folder.configs(), folder.json("efface.json"))
     return Model(card, folder, place, _dtype(dtype, place))
 

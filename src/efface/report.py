@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -25,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from efface.errors import WrongFile
+from efface.store import write_bytes
 
 __all__ = ["FORMAT", "cell_text", "pages", "percent", "points", "render", "table_text", "write"]
 
@@ -78,14 +78,8 @@ def write(report: Json, folder: Path, image: Callable[[str], bytes]) -> Path:
     """Writes report.json and report.html into `folder`, each whole or not at all; returns the page's path."""
     page = render(report, image)
     content = json.dumps(_checked(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("report.json", content), ("report.html", page)):
-        temporary = folder / f".{name}.{os.getpid()}.part"
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="\n", errors="replace")
-            os.replace(temporary, folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(folder / name, text.encode("utf-8", "replace"))
     return folder / "report.html"
 
 

@@ -28,6 +28,7 @@ from efface.errors import OutputExists, WrongFile
 from efface.measure import Sampling, Side, shards_of
 from efface.store import Images, Records, leftovers, pixel_hash, read_records, write_bytes
 from efface.suites import Ask, Item, veiled
+from efface.untrusted import refuse_links
 from efface.work import cache_folder
 
 __all__ = ["Folder", "environment", "opened", "read_plan", "rows_of", "status", "sweep", "sweep_cache"]
@@ -49,6 +50,8 @@ def opened(out: Path, spec: Json, overwrite: bool) -> Iterator[Folder]:
             raise OutputExists(out)
         if not (isinstance(found, dict) and str(found.get("format")).startswith("efface-run/")):
             raise WrongFile(f"{out} is no run, and --overwrite replaces nothing but runs; name another folder")
+    if out.is_dir():
+        refuse_links(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock")
@@ -263,6 +266,7 @@ def sweep(run: Path, dry: bool = False) -> list[Path]:
     """
     if not (run / "spec.json").is_file():
         raise WrongFile(f"{run} is no run: it has no spec.json; nothing was deleted")
+    refuse_links(run)
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from packaging.version import Version
 
 from efface.errors import Unavailable, WrongFile, nearest
+from efface.untrusted import plain_name, refuse_code
 
 __all__ = ["WEIGHED", "Folder", "Pipeline", "locate"]
 
@@ -65,6 +67,11 @@ class Folder:
         if not (path / "model_index.json").exists():
             raise WrongFile(f"{path} is no diffusers folder: it lacks model_index.json; save_pretrained makes one")
         self.index = self.json("model_index.json")
+        if not isinstance(self.index, dict):
+            raise WrongFile(f"{path / 'model_index.json'} is no table; fetch the model again")
+        for name in self.parts:
+            plain_name(name, path / "model_index.json")
+        self._classes: dict[str, tuple[str, str]] = {}
 
     def json(self, name: str) -> dict[str, Any]:
         file = self.path / name
@@ -74,6 +81,22 @@ class Folder:
             return json.loads(file.read_text(encoding="utf-8-sig"))
         except ValueError:
             raise WrongFile(f"{file} is no JSON; fetch the model again") from None
+
+    def allow(self, parts: Iterable[tuple[str, tuple[tuple[str, str], ...]]]) -> None:
+        """Let these parts be opened, each as one of these classes. Raises WrongFile for a part of another class.
+
+        A configuration that asks for code of its own is refused too.
+        """
+        for part, classes in parts:
+            named = self.index.get(part)
+            named = (named[0], named[1]) if isinstance(named, list) and len(named) == 2 else named
+            if named not in classes:
+                known = " or ".join(".".join(c) for c in classes)
+                raise WrongFile(
+                    f"{self.path}: part {part} is of class {str(named)[:80]!r}, expected {known}; use another folder"
+                )
+            refuse_code(self.path / part)
+            self._classes[part] = named
 
     def configs(self) -> dict[str, dict[str, Any]]:
         files = {n: f"{n}/config.json" for n in WEIGHED}
@@ -124,13 +147,12 @@ class Folder:
     def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
         import importlib
 
-        library, cls = self.index[name]
-        if library not in ("diffusers", "transformers"):
-            raise WrongFile(f"{self.path}: part {name} is of {library!r}; only diffusers and transformers are loaded")
+        library, known = self._classes[name]
+        cls = getattr(importlib.import_module(library), known)  # one of the family's own, by `allow`
         if name == "tokenizer":
-            return getattr(importlib.import_module(library), cls).from_pretrained(self.path / name)
+            return cls.from_pretrained(self.path / name, trust_remote_code=False, local_files_only=True)
         variant = _variant(self.weights(name)[0])
-        return _ready(_read(getattr(importlib.import_module(library), cls), self.path / name, dtype, variant), device)
+        return _ready(_read(cls, self.path / name, dtype, variant), device)
 
 
 def _variant(file: Path) -> str:
@@ -146,6 +168,8 @@ def _read(cls: Any, path: Path, dtype: torch.dtype, variant: str) -> torch.nn.Mo
         # it renamed the argument and warns about the old name; it also warns when accelerate is not there to be used
         ours = {"dtype" if _RENAMED else "torch_dtype": dtype}
         ours["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
+    else:
+        ours |= {"trust_remote_code": False, "local_files_only": True}
     try:
         module = cls.from_pretrained(path, use_safetensors=True, variant=variant or None, **ours)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:

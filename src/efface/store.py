@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import time
 import zlib
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from efface.errors import BadRequest, OutputExists, WrongFile
+from efface.untrusted import owned
 
 __all__ = [
     "Images",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _SEAL = ', "sum": "'
+_KEY = re.compile(r"[0-9a-f]{32}")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -48,7 +51,8 @@ def write_bytes(path: Path, data: bytes, overwrite: bool = True, sync: bool = Tr
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
+        temporary.unlink(missing_ok=True)  # of a dead process with this number, or a link that somebody laid there
+        with temporary.open("xb") as stream:
             stream.write(data)
             if sync:
                 stream.flush()
@@ -100,7 +104,7 @@ class Records:
     """
 
     def __init__(self, file: Path) -> None:
-        self.file = file
+        self.file = owned(file)
         self._rows, self.damaged = read_records(file)
         self._mend()
 
@@ -210,6 +214,9 @@ class Images:
         self.folder = folder
 
     def path(self, key: str) -> Path:
+        """Where an image lies. Raises WrongFile for what is no key: records come from strangers too."""
+        if not _KEY.fullmatch(key):
+            raise WrongFile(f"{key[:60]!r} is no name of an image; the records or the plan that name it are damaged")
         return self.folder / key[:2] / f"{key}.png"
 
     def has(self, key: str) -> bool:

@@ -18,6 +18,7 @@ from efface.errors import BadRequest, WrongFile
 from efface.registry import find
 from efface.sources import WEIGHED, Folder
 from efface.store import new_folder, write_bytes
+from efface.untrusted import contained
 
 if TYPE_CHECKING:
     from efface.model import Model
@@ -54,19 +55,30 @@ def _copy(source: Folder, made: Path) -> None:
     """Texts, the parts that are read with one copy of their weights, and every other part of the index as it is."""
     for file in source.path.iterdir():
         if file.is_file() and (file.suffix in _TEXTS or file.stem in ("LICENSE", "NOTICE")):
-            shutil.copyfile(file, made / file.name)
+            shutil.copyfile(contained(file, source.path), made / file.name)
     for part, there in source.parts.items():
         if part in WEIGHED:
             (made / part).mkdir()
             for file in (*(source.path / part).glob("*.json"), *source.weights(part)):
-                shutil.copyfile(file, made / part / file.name)
+                shutil.copyfile(contained(file, source.path), made / part / file.name)
         elif there:
-            shutil.copytree(source.path / part, made / part)
+            _copy_part(source.path, part, made)
     if absent := [part for part, there in source.parts.items() if not there]:
         index = source.index | {part: [None, None] for part in absent}
         if "safety_checker" in absent:
             index["requires_safety_checker"] = False
         write_bytes(made / "model_index.json", json.dumps(index, indent=2).encode())
+
+
+def _copy_part(root: Path, part: str, made: Path) -> None:
+    """Every file of a part as it is. Raises WrongFile for a link that leaves the model's folder."""
+    for place, folders, files in os.walk(contained(root / part, root)):
+        inside = made / Path(place).relative_to(root)
+        inside.mkdir()
+        for name in (*folders, *files):
+            contained(Path(place) / name, root)
+        for name in files:
+            shutil.copyfile(Path(place) / name, inside / name)
 
 
 def _rewrite(folder: Path, model: Model, patch: Patch) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from efface.errors import Cancelled, WrongFile
+from efface.store import write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -87,12 +88,9 @@ class Work:
         if self.folder is None:
             self._memory = {k: v.clone() for k, v in state.items()}
             return
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{_STATE}.{os.getpid()}.tmp"
-        save_file({k: v.contiguous() for k, v in state.items()}, temporary)
-        os.replace(temporary, self.folder / _STATE)
+        write_bytes(self.folder / _STATE, save({k: v.contiguous() for k, v in state.items()}), sync=False)
 
     def restore(self) -> dict[str, torch.Tensor] | None:
         """What was saved last, or None."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from tiny_world import Paint, categories, make_world, named, paint, pictures, small, zero_patch
 
 import efface
 import efface.sampler
@@ -22,6 +21,7 @@ from efface.scores import configured
 from efface.store import Images
 from efface.suites import Item
 from efface.work import cache_folder
+from tiny_world import Paint, categories, make_world, named, paint, pictures, small, zero_patch
 
 METRICS = ("pairs", "pairs:measure=psnr", "distribution", "garbage")
 BROKEN = "garbage among targets"

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from test_report import Page
-from tiny_world import Paint, categories, make_world, named, paint, pictures, small, zero_patch
 
 import efface
 from conftest import Cli
@@ -26,6 +25,7 @@ from efface.scores import composites
 from efface.suites import Item
 from efface.tables import Pair
 from efface.work import seed_of
+from tiny_world import Paint, categories, make_world, named, paint, pictures, small, zero_patch
 
 SETTINGS = (("targets", 8), ("all_targets", 16), ("synonyms", 0), ("neighbours", 12), ("others", 20))
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import NAMES, make_world
 
 import efface
 import efface.model
@@ -20,6 +19,7 @@ from efface.cli import demo
 from efface.engines import local
 from efface.store import Images
 from efface.suites import world_smoke
+from tiny_world import NAMES, make_world
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from efface.measure import Sampling, Side, draw
 from efface.measure import _one_thread as one_thread
 from efface.request import Request
 from efface.sampler import sample
-from efface.store import Images
+from efface.store import Images, key_of
 from efface.suites import Ask, Item
 from efface.suites.world_claim import WorldClaim
 from efface.suites.world_smoke import WorldSmoke
@@ -235,13 +235,13 @@ def test_demo_targets_are_qualified_and_of_the_report_half(mini: efface.Model) -
 def test_worker_processes_draw_the_same_pixels(mini: efface.Model, tmp_path: Path) -> None:
     prompts, seeds = ["a dog", "a star"], [3, 4]
     store = Images(tmp_path / "images")
-    shard = [(p, s, f"key{s}") for p, s in zip(prompts, seeds, strict=True)]
+    shard = [(p, s, key_of(seed=s)) for p, s in zip(prompts, seeds, strict=True)]
     patch = efface.erase(mini, ["dog"], keep=["cat"])
     how = {"steps": 2, "guidance": 4.0}
     local.run(2, mini.folder, [patch], how, store.folder, [shard[:1], shard[1:]], Work(), "drawing")
     with patch.applied(mini), one_thread(True):
         expected = sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0)
-    assert np.array_equal(np.stack([store.get("key3"), store.get("key4")]), expected)
+    assert np.array_equal(np.stack([store.get(key_of(seed=3)), store.get(key_of(seed=4))]), expected)
     assert not np.array_equal(expected, sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0))
 
 

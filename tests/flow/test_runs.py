@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from tiny_world import SMALL, make_world, small, zero_patch
 
 import efface
 from conftest import Cli
@@ -30,6 +29,7 @@ from efface.measure import Side, draw, fingerprint, shards_of
 from efface.patch import Dense, Gate
 from efface.store import Images, Records, pixel_hash, write_bytes
 from efface.work import Work
+from tiny_world import SMALL, make_world, small, zero_patch
 
 
 @pytest.fixture(scope="module")
@@ -538,15 +538,15 @@ def test_gc_deletes_orphans_and_leftovers_and_nothing_else(cli: Cli, model: effa
     out = tmp_path / "run"
     audit(small(model), out)
     keep = {f for f in out.rglob("*") if f.is_file()}
-    Images(out / "images").put("ff00", np.zeros((4, 4, 3), np.uint8))
+    Images(out / "images").put("f" * 32, np.zeros((4, 4, 3), np.uint8))
     (out / "images" / ".x.png.9.tmp").write_bytes(b"half")
     audit(small(model), out)
-    assert Images(out / "images").has("ff00")
+    assert Images(out / "images").has("f" * 32)
     assert cli("gc", out, "--dry-run", "--json").json()["deleted"] is False
     assert len(cli("gc", out, "--json").json()["files"]) == 2
     assert {f for f in out.rglob("*") if f.is_file()} == keep
     held = len(list(Images(tmp_path / "cache" / "images").keys()))
-    Images(tmp_path / "cache" / "images").put("ff01", np.zeros((4, 4, 3), np.uint8))
+    Images(tmp_path / "cache" / "images").put("e" * 32, np.zeros((4, 4, 3), np.uint8))
     assert len(cli("gc", "--days", "0", "--json").json()["files"]) == 1
     assert len(list(Images(tmp_path / "cache" / "images").keys())) == held
     state = write_bytes(tmp_path / "cache" / "erase" / "k" / "state.safetensors", b"given up")

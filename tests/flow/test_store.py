@@ -14,6 +14,8 @@ from efface.errors import Cancelled, OutputExists, WrongFile
 from efface.store import Images, Records, key_of, leftovers, pixel_hash, read_images, read_records, write_bytes
 from efface.work import Work, seed_of
 
+KEY, OTHER = "a" * 32, "b" * 32
+
 
 def rows(n: int) -> list[dict[str, object]]:
     return [{"key": f"k{i}", "value": i} for i in range(n)]
@@ -166,26 +168,26 @@ def test_a_key_depends_on_every_value_and_on_no_order() -> None:
 
 def test_an_image_is_read_back_exactly_and_a_torn_one_is_deleted(tmp_path: Path) -> None:
     images, pixels = Images(tmp_path), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    images.put("abc", pixels)
-    assert (images.get("abc") == pixels).all()
-    images.path("abc").write_bytes(images.png("abc")[:40])
+    images.put(KEY, pixels)
+    assert (images.get(KEY) == pixels).all()
+    images.path(KEY).write_bytes(images.png(KEY)[:40])
     with pytest.raises(WrongFile, match="damaged"):
-        images.get("abc")
-    assert not images.has("abc")
+        images.get(KEY)
+    assert not images.has(KEY)
     with pytest.raises(WrongFile, match="gone"):
-        images.get("abc")
+        images.get(KEY)
 
 
 def test_a_flipped_bit_anywhere_in_an_image_is_found_unless_it_changes_no_pixel(tmp_path: Path) -> None:
     """Every byte of the file, each with another bit: damaged, or the same pixels as were judged."""
     images, pixels = Images(tmp_path), np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    images.put("abc", pixels)
-    whole, found = images.png("abc"), 0
+    images.put(KEY, pixels)
+    whole, found = images.png(KEY), 0
     for place in range(len(whole)):
         bit = 1 << place * 3 % 8
-        images.path("abc").write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-        if images.whole("abc", pixel_hash(pixels)):
-            assert (images.get("abc") == pixels).all(), place
+        images.path(KEY).write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        if images.whole(KEY, pixel_hash(pixels)):
+            assert (images.get(KEY) == pixels).all(), place
         else:
             found += 1
     assert found > len(whole) // 2
@@ -200,30 +202,30 @@ def test_the_hash_of_an_image_is_that_of_its_pixels(tmp_path: Path) -> None:
     info = PngInfo()
     info.add_text("note", "other")
     images = Images(tmp_path)
-    for key, options in (("aa", {"compress_level": 0}), ("ab", {"compress_level": 9, "pnginfo": info})):
+    for key, options in ((KEY, {"compress_level": 0}), (OTHER, {"compress_level": 9, "pnginfo": info})):
         images.path(key).parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(images.path(key), **options)
-    assert pixel_hash(images.get("aa")) == pixel_hash(images.get("ab")) == pixel_hash(pixels)
-    assert images.png("aa") != images.png("ab")
+    assert pixel_hash(images.get(KEY)) == pixel_hash(images.get(OTHER)) == pixel_hash(pixels)
+    assert images.png(KEY) != images.png(OTHER)
     other = pixels.copy()
     other[3, 3, 1] ^= 1
     assert pixel_hash(other) != pixel_hash(pixels)
-    assert images.whole("aa", pixel_hash(pixels))
-    assert not images.whole("aa", pixel_hash(other))
-    assert images.whole("absent", "anything")
+    assert images.whole(KEY, pixel_hash(pixels))
+    assert not images.whole(KEY, pixel_hash(other))
+    assert images.whole(key_of(absent=1), "anything")
 
 
 def test_an_image_that_is_there_stays_and_a_held_one_survives_its_cache(tmp_path: Path) -> None:
     cache, run = Images(tmp_path / "cache"), Images(tmp_path / "run")
     first, second = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 9, np.uint8)
-    cache.put("abc", first)
-    cache.put("abc", second)
-    assert (cache.get("abc") == first).all()
-    run.adopt(cache, ["abc", "gone"])
-    cache.drop("abc")
-    assert (run.get("abc") == first).all()
-    assert list(run.keys()) == ["abc"]
-    assert not run.has("gone")
+    cache.put(KEY, first)
+    cache.put(KEY, second)
+    assert (cache.get(KEY) == first).all()
+    run.adopt(cache, [KEY, key_of(gone=1)])
+    cache.drop(KEY)
+    assert (run.get(KEY) == first).all()
+    assert list(run.keys()) == [KEY]
+    assert not run.has(key_of(gone=1))
 
 
 def test_leftovers_are_the_old_temporary_files(tmp_path: Path) -> None:
@@ -235,9 +237,9 @@ def test_leftovers_are_the_old_temporary_files(tmp_path: Path) -> None:
 
 def test_a_folder_with_broken_pictures_names_them_and_is_left_alone(tmp_path: Path) -> None:
     images = Images(tmp_path)
-    images.put("aa", np.zeros((4, 4, 3), np.uint8))
-    assert list(read_images(tmp_path)) == ["aa/aa.png"]
-    (tmp_path / "broken.png").write_bytes(images.png("aa")[:30])
+    images.put(KEY, np.zeros((4, 4, 3), np.uint8))
+    assert list(read_images(tmp_path)) == [f"{KEY[:2]}/{KEY}.png"]
+    (tmp_path / "broken.png").write_bytes(images.png(KEY)[:30])
     (tmp_path / "text.jpg").write_text("no picture")
     before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
     with pytest.raises(WrongFile, match=r"2 of 3 .*broken\.png, text\.jpg"):

@@ -145,7 +145,12 @@ def sd1() -> Card:
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     } | SD_UNETS["1.x"]  # fmt: skip
     text = config_of("text_encoder") | {"max_position_embeddings": 77}
-    configs = {"unet": unet, "text_encoder": text, "vae": config_of("vae"), "scheduler": {}}
+    configs = {
+        "unet": unet,
+        "text_encoder": text,
+        "vae": config_of("vae"),
+        "scheduler": {"_class_name": "PNDMScheduler"},
+    }
     return find("families", "stable-diffusion").card("sd1", configs, {})
 
 

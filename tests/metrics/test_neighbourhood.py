@@ -18,7 +18,7 @@ from efface.measure import Watch
 from efface.metrics.neighbourhood import Neighbourhood, image_space, text_space
 from efface.report import render
 from efface.request import Request
-from efface.store import Images
+from efface.store import Images, key_of
 from efface.suites import Ask, Item
 
 NAMES = ("cat", "lion", "sofa", "boat")
@@ -85,10 +85,10 @@ def run_of(folder: Path, lost: int) -> tuple[list[Item], list[dict[str, Any]], I
         for seed in range(20):
             items.append(Item(f"a {name} {seed % 10}", seed, (Ask(role, name),)))
             red, green = (int(200 * v) for v in PLACES[name])
-            images.put(f"{name}{seed}", np.full((4, 4, 3), (red, green, seed), np.uint8))
+            images.put(key := key_of(name=name, seed=seed), np.full((4, 4, 3), (red, green, seed), np.uint8))
             for side in ("base", "edited"):
                 gone = side == "edited" and (name == "cat" or (name == "lion" and seed < lost))
-                rows.append({"side": side, "prompt": items[-1].prompt, "seed": seed, "image": f"{name}{seed}",
+                rows.append({"side": side, "prompt": items[-1].prompt, "seed": seed, "image": key,
                              "hits": [] if gone else [name], "values": {name: 0.5}, "garbage": False})  # fmt: skip
 
     def look(pixels: np.ndarray) -> SimpleNamespace:

@@ -165,9 +165,9 @@ def test_the_grid_comes_from_lists_or_from_a_folder_of_answers(tmp_path: Path) -
     answers = tmp_path / "answers"
     answers.mkdir()
     store = Images(tmp_path / "made")
-    store.put("aa", np.zeros((4, 4, 3), np.uint8))
+    store.put("a" * 32, np.zeros((4, 4, 3), np.uint8))
     for style in ("Old_Photo", "Sketch"):
-        (answers / f"{style}_Dogs_seed188.png").write_bytes(store.png("aa"))
+        (answers / f"{style}_Dogs_seed188.png").write_bytes(store.png("a" * 32))
     assert len(plan("unlearncanvas", "Dogs", folder=answers, seeds="188").items) == 2
     (answers / "broken.png").write_bytes(b"no picture")
     with pytest.raises(WrongFile, match=r"broken\.png"):

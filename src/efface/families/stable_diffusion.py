@@ -41,6 +41,34 @@ class StableDiffusion:
         "StableDiffusionInpaintPipeline",
     )
     denoiser = "unet"
+    # Every class that a folder may name for a part, with its library: nothing else is ever imported for a folder.
+    parts = (
+        ("unet", (("diffusers", "UNet2DConditionModel"),)),
+        ("vae", (("diffusers", "AutoencoderKL"),)),
+        ("text_encoder", (("transformers", "CLIPTextModel"),)),
+        ("tokenizer", (("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast"))),
+    )
+    schedulers = (
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSDEScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "EDMEulerScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "SASolverScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
+    )
     steps = 50
     guidance = 7.5
 
@@ -62,6 +90,10 @@ class StableDiffusion:
         side = unet["sample_size"]
         height, width = (side, side) if isinstance(side, int) else side
         scheduler = configs["scheduler"]
+        if (named := scheduler.get("_class_name")) not in StableDiffusion.schedulers:
+            raise Unavailable(
+                f"{name} names a scheduler {str(named)[:60]!r}; known: {', '.join(StableDiffusion.schedulers)}"
+            )
         return Card(
             name=name,
             family="stable-diffusion",

@@ -14,6 +14,7 @@ from PIL import Image
 
 from efface.errors import Unavailable, WrongFile
 from efface.judges import fingerprint, pictures, probes, same_weights
+from efface.untrusted import refuse_code
 
 __all__ = ["BATCH", "batched", "locate", "module", "prepare", "preprocessing", "processor", "read_card", "self_test"]
 
@@ -45,16 +46,18 @@ def locate(name: str | Path, offline: bool = False) -> Path:
 def module(cls: Any, folder: Path, wanted: str | None) -> tuple[Any, str]:
     """The network in float32 and evaluation mode, and the hash of its weights.
 
-    Raises WrongFile for pickled, damaged or other weights than `wanted`.
+    Raises WrongFile for pickled, damaged or other weights than `wanted`, and for a folder that asks for its own code.
     """
+    refuse_code(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise WrongFile(f"Expected .safetensors weights in {folder}, found none; convert or fetch them anew.")
     weights = same_weights(fingerprint(files), wanted, folder)
     try:
         net, told = cls.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True,
+            trust_remote_code=False,
+        )  # fmt: skip
     except Exception as error:
         # damaged files surface as many kinds of exception; all have the same cure
         raise WrongFile(f"{folder} cannot be loaded ({str(error).splitlines()[0][:160]}); fetch it anew.") from None
@@ -74,7 +77,7 @@ def processor(folder: Path) -> Any:
 
     how: dict[str, Any] = {"backend": "pil"} if int(version("transformers").split(".")[0]) >= 5 else {"use_fast": False}
     try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, **how)
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **how)
     except (OSError, ValueError, KeyError) as error:
         said = str(error).splitlines()[0][:160]
         raise WrongFile(f"Expected preprocessor_config.json in {folder} ({said}); fetch it anew.") from None

@@ -94,7 +94,7 @@ def load(
     if not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")):
         raise WrongFile(f"Expected a tokenizer (tokenizer.json) in {folder}, found none; fetch it anew.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise WrongFile(
             f"Expected a tokenizer in {folder} ({str(error).splitlines()[0][:120]}); fetch it anew."

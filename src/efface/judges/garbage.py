@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import Judge, Verdict, sized
+from efface.store import write_bytes
 
 # the first name is what the registry finds
 __all__ = ["load", "Garbage", "Reference", "fit", "save"]  # noqa: RUF022
@@ -198,11 +198,4 @@ def save(garbage: Garbage, judge: Judge, card: dict[str, Any], folder: Path) -> 
     }
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     for name, content in (("garbage.safetensors", serialise(arrays)), ("garbage.json", text.encode())):
-        staging = folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            staging.write_bytes(content)
-            os.replace(staging, folder / name)
-        except OSError as error:
-            raise WrongFile(f"cannot write {folder / name}: {error.strerror}; free some space there") from None
-        finally:
-            staging.unlink(missing_ok=True)
+        write_bytes(folder / name, content)
