@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from diffusers import PNDMScheduler
 
-from efface.evidence import Evidence, _Recorder
-from efface.guards import Step
+from efface.evidence.gather import Evidence, _Recorder
 from efface.methods.fia import FIA
+from efface.model.card import Card, Site, Stream
+from efface.model.places import Step
 from efface.registry import resolve
 from efface.request import Request
-from efface.sites import Card, Site, Stream
 from efface.work import Work
 
 SHAPES = [(320, 1280)] * 5 + [(640, 2560)] * 5 + [(1280, 5120)] * 6

@@ -17,10 +17,10 @@ import efface
 from efface import world
 from efface.audit import Audit, audit
 from efface.cli.options import prepare
+from efface.erasure import plan, solve
+from efface.gallery.shot import Ask, Item
 from efface.request import Request
-from efface.run import plan, solve
-from efface.suites import Ask, Item
-from efface.tables import tables
+from efface.scores.tables import tables
 from efface.work import Work
 
 CONCEPTS = ("rabbit", "hamburger", "guitar", "rocket", "penguin")

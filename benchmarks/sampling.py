@@ -16,7 +16,7 @@ import torch
 
 import efface
 from efface.cli.options import prepare
-from efface.sampler import latents, sample
+from efface.model.sampler import latents, sample
 
 PROMPTS = ["a dog", "a castle", "a pizza", "a rocket", "a violin", "a tulip", "a shark", "a bus"] * 2
 

@@ -26,20 +26,19 @@ import torch
 from torch import Tensor
 
 import efface
-from efface import sampler
 from efface.cli.options import prepare
-from efface.evidence import Evidence, gather
+from efface.erasure import plan
+from efface.evidence.gather import Evidence, gather
 from efface.methods.kscu import _KeySteps
 from efface.methods.scapre import PRESETS, ScaPre, _Context
-from efface.model import Encoded, Model
+from efface.model import Encoded, Model, sampler
+from efface.model.card import Card, Site, Stream
 from efface.numerics import schedules
 from efface.numerics.geometry import bures_step
 from efface.numerics.spectral import right_side
 from efface.patch import Dense, Mask, Patch
 from efface.request import Concept, Request
-from efface.run import plan
-from efface.sites import Card, Site, Stream
-from efface.train import Net, train
+from efface.training.loop import Net, train
 from efface.work import Work
 
 LENGTH = 77
@@ -362,7 +361,7 @@ def stopping(model: Model) -> None:
     def whole(*given: Any, calls: int, **more: Any) -> Any:
         return sample(*given, **more)
 
-    with mock.patch("efface.sampler.sample", whole):
+    with mock.patch("efface.model.sampler.sample", whole):
         full = masks(model, NAMES[:1], **few)
     verdict("masks with early stop, patches that differ from the whole schedule's", short.hash != full.hash, 0)
 
@@ -372,7 +371,7 @@ def lock_step(model: Model) -> None:
     few = {"preset": "paper", "saliency_steps": 3, "inference_steps": 10, "keep_steps": True}
     patches, states = [], []
     for batch in (1, 16):
-        with tempfile.TemporaryDirectory() as place, mock.patch("efface.sampler.BATCH", batch):
+        with tempfile.TemporaryDirectory() as place, mock.patch("efface.model.sampler.BATCH", batch):
             patches.append(masks(model, NAMES[:2], place, **few))
             states.append([load_state(f) for f in sorted(Path(place).rglob("*.safetensors"))])
     apart = max(_relative(a, b) for a, b in zip(*states, strict=True))

@@ -30,17 +30,20 @@ MOST = 10  # dataclasses that are listed
 # Room -> floor. A room imports from lower floors only; `worldmaking` is imported by `cli` alone.
 FLOORS: dict[str, int] = {
     "errors": 1, "numerics": 1,
-    "files": 2, "work": 2, "registry": 2, "request": 2, "prompts": 2,
-    "engines": 3, "world": 3,
-    "model": 4, "judges": 4,
-    "families": 5, "patch": 5, "evidence": 5,
-    "erasure": 6, "training": 6, "gallery": 6,
-    "methods": 7, "suites": 7,
-    "scores": 8,
-    "runs": 9, "metrics": 9, "attacks": 9,
-    "report": 10,
-    "audit": 11,
-    "cli": 12, "ui": 12, "worldmaking": 12, FRONT: 12,
+    "untrusted": 2,
+    "files": 3, "registry": 3, "request": 3, "prompts": 3,
+    "work": 4,
+    "engines": 5, "world": 5,
+    "model": 6, "judges": 6,
+    "families": 7, "patch": 7, "evidence": 7,
+    "erasure": 8, "training": 8, "gallery": 8,
+    "methods": 9, "suites": 9,
+    "scores": 10,
+    "runs": 11, "metrics": 11, "attacks": 11,
+    "report": 12,
+    "audit": 13,
+    FRONT: 14, "worldmaking": 14,
+    "cli": 15, "ui": 15,
 }  # fmt: skip
 
 Graph = dict[str, set[str]]

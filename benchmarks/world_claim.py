@@ -20,10 +20,10 @@ from efface import world
 from efface.audit import Audit, audit
 from efface.cli.demo import CONCEPTS
 from efface.cli.options import prepare, settings_of
+from efface.erasure import plan, saved_state, solve
+from efface.files import key_of
 from efface.numerics.intervals import paired_loss_upper, upper_bound
 from efface.request import Request
-from efface.run import plan, saved_state, solve
-from efface.store import key_of
 from efface.work import Work
 
 FELL = 0.3  # kept objects that lose more are named

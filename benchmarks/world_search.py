@@ -21,12 +21,12 @@ import numpy as np
 import efface
 from efface import world
 from efface.cli.options import prepare
+from efface.erasure import plan
 from efface.errors import EffaceError
+from efface.files import key_of, write_bytes
 from efface.judges import world as reporting
+from efface.model.sampler import sample
 from efface.request import Request
-from efface.run import plan
-from efface.sampler import sample
-from efface.store import key_of, write_bytes
 from efface.work import Work
 
 SEEDS = (0, 40)  # first seed of targets and of others; the tune half ends at 499

@@ -17,11 +17,11 @@ import numpy as np
 
 import efface
 from efface.audit import Audit
+from efface.files import cache_folder
+from efface.gallery.images import Images
+from efface.gallery.shot import Item
 from efface.patch import Dense, Patch
 from efface.request import Request
-from efface.store import Images
-from efface.suites import Item
-from efface.work import cache_folder
 
 NAMES = {
     "cat": "pets and farm animals", "dog": "pets and farm animals", "pig": "pets and farm animals", "pizza": "dishes",
@@ -71,7 +71,7 @@ def pictures() -> dict[str, np.ndarray]:
     from efface.judges import world as judges
 
     judge = judges.load()
-    with np.load(Path(__file__).parent / "world" / "pictures.npz", allow_pickle=False) as kept:
+    with np.load(Path(__file__).with_name("pictures.npz"), allow_pickle=False) as kept:
         scenes = kept["scenes"][:48]
         labels = np.unpackbits(kept["labels"], axis=1)[:48, : len(judge.objects)].astype(bool)
     verdict = judge.look(scenes)

@@ -15,29 +15,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from efface.erasure import erase, plan
+    from efface.errors import EffaceWarning
     from efface.model import Model, load
     from efface.patch import Patch
     from efface.request import Concept, Request
-    from efface.run import EffaceWarning, erase, plan
     from efface.work import Work
 
 __all__ = ["Concept", "EffaceWarning", "Model", "Patch", "Request", "Work", "erase", "load", "plan"]
-__version__ = "0.1.0"
 
 _HOMES = {
     "Concept": "request",
-    "EffaceWarning": "run",
+    "EffaceWarning": "errors",
     "Model": "model",
     "Patch": "patch",
     "Request": "request",
     "Work": "work",
-    "erase": "run",
+    "erase": "erasure",
     "load": "model",
-    "plan": "run",
+    "plan": "erasure",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("efface.files").VERSION
     if name not in _HOMES:
         raise AttributeError(f"module 'efface' has no attribute {name!r}")
     return getattr(import_module(f"efface.{_HOMES[name]}"), name)

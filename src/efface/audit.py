@@ -14,24 +14,27 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efface import evaluation, runfolder
-from efface import gate as gates
-from efface import report as page
-from efface.asked import Audit, request_of
 from efface.engines.local import Tally
 from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
-from efface.measure import Sampling, Side, Watch, draw, judge_images, record_failures
+from efface.files import cache_folder
+from efface.gallery.drawing import Sampling, Side, draw
+from efface.gallery.images import Images
+from efface.gallery.shot import Item, veiled
 from efface.registry import find
+from efface.report import content as evaluation
+from efface.report import gate as gates
+from efface.report import page
 from efface.request import Concept, Request
-from efface.store import Images
-from efface.suites import Item, veiled
+from efface.runs import folder as runfolder
+from efface.runs.spec import Audit, request_of
+from efface.scores.judging import Watch, judge_images, record_failures
 from efface.untrusted import refuse_links
-from efface.work import Work, cache_folder
+from efface.work import Work
 
 if TYPE_CHECKING:
-    from efface.gate import Gate
     from efface.model import Model
     from efface.patch import Patch
+    from efface.report.gate import Gate
 
 __all__ = ["Audit", "audit", "concepts_for", "images_of", "request_of"]
 

@@ -84,3 +84,7 @@ def nearest(name: str, known: Iterable[str], k: int = 3) -> list[str]:
     """The at most `k` names closest in spelling, best first."""
     folded = {n.casefold(): n for n in known}
     return [folded[c] for c in get_close_matches(name.casefold(), list(folded), n=k, cutoff=0.6)]
+
+
+class EffaceWarning(UserWarning):
+    """Something the user should know before trusting a result."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import sys
 import time
@@ -13,20 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from efface.errors import Cancelled, WrongFile
-from efface.store import write_bytes
+from efface.files import write_bytes
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Work", "cache_folder", "seed_of"]
+__all__ = ["Work", "seed_of"]
 
 T = TypeVar("T")
 _STATE = "state.safetensors"
-
-
-def cache_folder() -> Path:
-    """Where caches live: `EFFACE_CACHE`, else `~/.cache/efface`."""
-    return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface")
 
 
 def seed_of(*parts: object) -> int:

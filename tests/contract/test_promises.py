@@ -17,10 +17,10 @@ import torch
 import efface
 from conftest import MakePipe, all_bits, make_pipe
 from efface import registry
+from efface.erasure import plan
 from efface.errors import BadRequest, Cancelled, EffaceError, NothingChanged, UnknownName, WrongBase, WrongFile
 from efface.model import Model
 from efface.patch import Guard, Patch
-from efface.run import plan
 from efface.work import Work
 
 CONCEPTS = ("dog", "noto style", "person:a king=a man")

@@ -16,11 +16,13 @@ import efface
 from conftest import Cli
 from efface import untrusted
 from efface.audit import audit, images_of
-from efface.compare_page import HEAD, table
 from efface.errors import EffaceError, WrongFile
-from efface.runfolder import sweep
-from efface.store import Images, Records, write_bytes
-from efface.stream import merge
+from efface.files import write_bytes
+from efface.gallery.images import Images
+from efface.patch.merge import merge
+from efface.report.compare_page import HEAD, table
+from efface.runs.folder import sweep
+from efface.scores.records import Records
 from tiny_world import make_world, small
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from efface.judges import clip as clip_judge
 from efface.judges import transformers_classifier as classifiers
 from efface.metrics import Item
 from efface.metrics.clip import Clip as ClipMetric
-from efface.metrics.clip import clip_scores
+from efface.numerics.distances import clip_scores
 
 TOKENIZER = Path(__file__).parents[1] / "reference" / "tiny-sd" / "tokenizer"
 NAMES = ("tench, Tinca tinca", "cassette", "cassette player", "sea lion", "lion, king of beasts", "tiger cat")

@@ -14,18 +14,18 @@ import torch
 
 import efface
 from conftest import ROOT, MakePipe, all_bits
-from efface import sampler
-from efface.errors import BadRequest, EffaceError, NothingChanged, UnknownName, WrongFile
-from efface.evidence import gather
+from efface.erasure import plan
+from efface.errors import BadRequest, EffaceError, EffaceWarning, NothingChanged, UnknownName, WrongFile
+from efface.evidence.gather import gather
+from efface.files import cache_folder
 from efface.methods.fia import FIA, PRESETS
-from efface.model import Model
+from efface.model import Model, sampler
 from efface.numerics.saliency import column_norms, cosine_energy
 from efface.patch import Mask, Patch
 from efface.prompts import load
 from efface.registry import resolve
 from efface.request import Request
-from efface.run import EffaceWarning, plan
-from efface.work import Work, cache_folder
+from efface.work import Work
 from efface.world import objects
 
 # Few prompts and steps: the laws do not depend on how many.
@@ -208,7 +208,7 @@ def test_lock_step_gives_the_masks_of_single_runs(
     """2.9-5."""
 
     def solved(batch: int, dtype: torch.dtype, cache: str) -> Patch:
-        monkeypatch.setattr("efface.sampler.BATCH", batch)
+        monkeypatch.setattr("efface.model.sampler.BATCH", batch)
         return fia(
             efface.load(tiny_pipe(dtype=dtype)),
             ["dog", "cat"],
@@ -244,7 +244,7 @@ def test_stopping_after_the_last_step_gives_the_same_bits(
     score: str, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2.9-18."""
-    monkeypatch.setattr("efface.sampler.BATCH", 2)
+    monkeypatch.setattr("efface.model.sampler.BATCH", 2)
     with rows_of_calls(tiny) as calls:
         short = fia(tiny, score=score, cache=tmp_path / "short")
     assert calls == [4, 4, 2, 2] * 2  # two batches of two prompts and one, two steps each, for base and concept
@@ -254,7 +254,7 @@ def test_stopping_after_the_last_step_gives_the_same_bits(
         assert calls == 2
         return sample(*arguments, **more)
 
-    monkeypatch.setattr("efface.sampler.sample", whole)
+    monkeypatch.setattr("efface.model.sampler.sample", whole)
     with rows_of_calls(tiny) as calls:
         full = fia(tiny, score=score, cache=tmp_path / "full")
     assert len(calls) == 2 * 8

@@ -12,17 +12,17 @@ from torch import Tensor
 
 import efface
 from conftest import SD_UNETS, config_of, make_pipe
-from efface.errors import BadRequest, Cancelled, NothingChanged, WrongFile
-from efface.evidence import gather
+from efface.erasure import plan
+from efface.errors import BadRequest, Cancelled, EffaceWarning, NothingChanged, WrongFile
+from efface.evidence.gather import gather
 from efface.methods.kscu import KSCU, PRESETS, _KeySteps, mixed_texts, ten_texts
 from efface.model import Model
+from efface.model.card import Card
 from efface.numerics import schedules
 from efface.patch import Dense, LowRank, Patch
 from efface.registry import find, resolve
 from efface.request import Concept, Request
-from efface.run import EffaceWarning, plan
-from efface.sites import Card
-from efface.train import Net, train
+from efface.training.loop import Net, train
 from efface.work import Work
 
 # A run of seconds: two passes of two steps and a bit, so that a jump, an advance and an augmented update occur.

@@ -14,14 +14,14 @@ from torch import Tensor
 import efface
 from conftest import make_pipe
 from efface import prompts
-from efface.errors import BadRequest, WrongFile
-from efface.evidence import gather
+from efface.erasure import plan
+from efface.errors import BadRequest, EffaceWarning, WrongFile
+from efface.evidence.gather import gather
 from efface.methods.scapre import PRESETS as VALUES
 from efface.methods.scapre import ScaPre, _Context, _stored
 from efface.model import Encoded, Model
 from efface.numerics.spectral import Gate, Shared, penalised
 from efface.patch import Dense, LowRank, Operator, Patch
-from efface.run import EffaceWarning, plan
 from efface.work import Work
 
 PRESETS = ("code", "roll-back", "paper", "efface", "world")

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 import efface
 from conftest import REFERENCE, make_pipe
+from efface.erasure import plan, solve
 from efface.errors import BadRequest, NothingChanged, WrongFile
-from efface.evidence import gather
+from efface.evidence.gather import gather
 from efface.methods.uce import UCE
 from efface.model import Encoded, Model
 from efface.patch import Dense, Operator, Patch
 from efface.registry import resolve
 from efface.request import Concept, Request
-from efface.run import plan, solve
 from efface.work import Work
 
 CASES = Path(REFERENCE).parent

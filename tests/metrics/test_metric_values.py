@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from efface.metrics import Cell, Item
-from efface.metrics.clip import Clip, clip_scores, mean_of_batches
+from efface.metrics.clip import Clip, mean_of_batches
 from efface.metrics.distribution import Distribution
 from efface.metrics.pairs import Pairs
 from efface.numerics import distances
+from efface.numerics.distances import clip_scores
 
 
 def find(cells: Iterable[Cell], name: str, **labels: str) -> Cell:

@@ -13,13 +13,14 @@ import pytest
 from markupsafe import escape
 
 import efface
-from efface import scores
-from efface.measure import Watch
+from efface.files import key_of
+from efface.gallery.images import Images
+from efface.gallery.shot import Ask, Item
+from efface.metrics import _run as scores
 from efface.metrics.neighbourhood import Neighbourhood, image_space, text_space
-from efface.report import render
+from efface.report.page import render
 from efface.request import Request
-from efface.store import Images, key_of
-from efface.suites import Ask, Item
+from efface.scores.judging import Watch
 
 NAMES = ("cat", "lion", "sofa", "boat")
 PLACES = dict(zip(NAMES, np.asarray([[1.0, 0.1], [0.9, 0.2], [0.1, 1.0], [0.0, 0.9]]), strict=True))

@@ -11,12 +11,12 @@ from torch import Tensor
 
 import efface
 from efface.errors import NothingChanged
-from efface.evidence import Evidence, gather
+from efface.evidence.gather import Evidence, gather
+from efface.evidence.needs import Needs, PromptGroup, State, Statistics
+from efface.evidence.reducers import ColumnNorms
 from efface.methods.fia import FIA
-from efface.needs import Needs, PromptGroup, State, Statistics
 from efface.numerics.saliency import Moments, Sensitivity, contrast, fuse, moments, select, spared_from
 from efface.patch import Mask
-from efface.reducers import ColumnNorms
 from efface.registry import resolve
 from efface.request import Concept, Request
 from efface.work import Work

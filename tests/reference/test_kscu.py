@@ -12,13 +12,13 @@ from torch import Tensor
 
 import efface
 from efface.errors import BadRequest
-from efface.evidence import Evidence
+from efface.evidence.gather import Evidence
 from efface.methods.kscu import FLUX, KSCU, _KeySteps
 from efface.model import Encoded, Model
 from efface.numerics import schedules
 from efface.registry import resolve
 from efface.request import Concept, Request
-from efface.train import Net, train
+from efface.training.loop import Net, train
 from efface.work import Work
 
 from .conftest import HERE, Case, relative

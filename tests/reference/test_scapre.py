@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efface.evidence import Evidence
+from efface.evidence.gather import Evidence
 from efface.methods.scapre import PRESETS, ScaPre, _Context
 from efface.model import Encoded
 from efface.numerics.geometry import combine, energy_angle_blend, entropy_rollback, row_prox

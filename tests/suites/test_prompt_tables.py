@@ -10,9 +10,10 @@ import pytest
 
 from efface import registry
 from efface.errors import BadRequest, EffaceError, WrongFile
+from efface.gallery.images import Images
+from efface.gallery.shot import veiled
 from efface.request import Request
-from efface.store import Images
-from efface.suites import Known, Plan, veiled
+from efface.suites import Known, Plan
 from efface.suites._tables import read_table
 
 Write = Callable[[str | bytes], Path]

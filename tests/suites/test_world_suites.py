@@ -8,8 +8,9 @@ import pytest
 
 from efface import world
 from efface.errors import BadRequest, UnknownName
+from efface.gallery.shot import Ask, Item
 from efface.request import Request
-from efface.suites import Ask, Item, Known, merged, suite_hash
+from efface.suites import Known, merged, suite_hash
 from efface.suites.world_claim import WorldClaim
 from efface.suites.world_full import WorldFull
 from efface.suites.world_smoke import WorldSmoke

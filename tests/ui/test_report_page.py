@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from efface import report
+from efface.report import page as report
 
 pytestmark = pytest.mark.ui
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

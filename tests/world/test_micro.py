@@ -12,8 +12,8 @@ import torch
 import efface
 from efface import world
 from efface.judges import world as judges
-from efface.sampler import sample
-from efface.world.sizes import MICRO
+from efface.model.sampler import sample
+from efface.worldmaking.sizes import MICRO
 
 GOLDS = ("micro-without-airplane-bomb-octopus-umbrella", "micro-without-monochrome_style")
 TARGETS, KEEP = ("cat", "airplane"), ("dog", "lion", "rocket", "sailboat", "bicycle", "owl", "key", "pizza")

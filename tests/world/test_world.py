@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
-from efface.world import artwork, captions, folder, judged, objects, styles
-from efface.world.corruptions import blur, shuffled
-from efface.world.scenes import BACKGROUNDS, Stage
+from efface.world import captions, folder, judged, objects, styles
+from efface.world.captions import BACKGROUNDS
+from efface.worldmaking import artwork
+from efface.worldmaking.corruptions import blur, shuffled
+from efface.worldmaking.scenes import Stage
 
 
 def fake_sprites(things: int = 3, families: int = 2) -> artwork.Sprites:

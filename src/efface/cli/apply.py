@@ -27,9 +27,9 @@ def command(
     """
     o.prepare(offline=offline)
     from efface.model import load
+    from efface.model.sources import Folder
     from efface.patch import Patch
-    from efface.sources import Folder
-    from efface.stream import merge
+    from efface.patch.merge import merge
 
     base = load(model, "cpu", "float32", offline)
     done = merge(base, Patch.load(patch).scaled(strength), out, overwrite)

@@ -65,11 +65,11 @@ def command(
     if (patch is None) == (base is None):
         raise BadRequest("name either MODEL --patch PATCH or EDITED --base BASE, one of the two")
     opened = o.opened(model, device, dtype, threads, offline)
-    from efface import gate as gates
     from efface.audit import Audit, audit, concepts_for
+    from efface.metrics._run import configured
     from efface.model import load
     from efface.patch import Patch
-    from efface.scores import configured
+    from efface.report import gate as gates
 
     rules, metrics = gates.load(gate) if gate else None, configured(metric or [])
     loaded = Patch.load(patch) if patch else None
@@ -88,7 +88,7 @@ def command(
 
 def _tell(result: dict[str, Any], out: Path, json: bool) -> None:
     """The result in the terminal; a gate that is not met ends the command with code 3."""
-    from efface.report import table_text
+    from efface.report.page import table_text
 
     shown = ("tables", "metrics", "verdict", "flags", "cost")
     told = {"report": str(out / "report.html")} | {k: result[k] for k in shown}
@@ -102,8 +102,8 @@ def _tell(result: dict[str, Any], out: Path, json: bool) -> None:
 
 def _plan(asked: Audit, json: bool) -> tuple[dict[str, Any], bool, list[str]]:
     """What would be drawn, and what so many images can show."""
+    from efface.gallery.shot import ROLES
     from efface.numerics.planning import images_to_show_at_most
-    from efface.suites import ROLES
 
     suite, plan = asked.planned()
     count = len(plan.items)

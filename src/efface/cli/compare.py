@@ -25,8 +25,8 @@ def command(
     overwrite: o.Overwrite = False,
 ) -> None:
     """Write compare.html, compare.md, compare.csv and compare.json: rates, paired differences, costs, plots."""
-    from efface.compare import compare
-    from efface.compare_page import markdown, write
+    from efface.report.compare import compare
+    from efface.report.compare_page import markdown, write
 
     found = compare(run, baseline, common)
     write(found, out, overwrite)

@@ -27,10 +27,10 @@ def command(
     """
     o.prepare(threads, offline=True)
     from efface.audit import Audit, audit
+    from efface.erasure import plan, solve
     from efface.model import load
-    from efface.report import table_text
+    from efface.report.page import table_text
     from efface.request import Request
-    from efface.run import plan, solve
     from efface.world import demo_keep
 
     if _finished_demo(out):

@@ -36,10 +36,10 @@ def command(
     """Erase concepts from MODEL and write the change as a small patch."""
     import sys
 
+    from efface.erasure import plan, saved_state, solve
     from efface.errors import OutputExists, WrongFile
+    from efface.files import write_bytes
     from efface.request import Request, read_lines
-    from efface.run import plan, saved_state, solve
-    from efface.store import write_bytes
 
     if out.exists() and not overwrite:
         raise OutputExists(out)

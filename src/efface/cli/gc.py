@@ -24,8 +24,8 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Delete files of killed writers and images outside a run's plan. Records, plans and reports are never touched."""
-    from efface import evidence
-    from efface.runfolder import sweep, sweep_cache
+    from efface.evidence import gather as evidence
+    from efface.runs.folder import sweep, sweep_cache
 
     gone = [file for folder in run or () for file in sweep(folder, dry_run)] + sweep_cache(days, dry_run)
     gone += evidence.sweep(days, dry_run)

@@ -44,11 +44,11 @@ def command(
         raise BadRequest("no prompt was given; pass --prompt TEXT or --prompts FILE")
     numbers = o.seeds_of(seeds)
     opened = o.opened(model, device, dtype, threads, offline)
-    from efface.measure import Sampling, Side, draw
+    from efface.files import cache_folder, new_folder
+    from efface.gallery.drawing import Sampling, Side, draw
+    from efface.gallery.images import Images
+    from efface.gallery.shot import Item
     from efface.patch import Patch
-    from efface.store import Images, new_folder
-    from efface.suites import Item
-    from efface.work import cache_folder
 
     items, images = [Item(t, s, ()) for t in texts for s in numbers], Images(cache_folder() / "images")
     names = [f"{i // len(numbers):04d}-{item.seed}.png" for i, item in enumerate(items)]

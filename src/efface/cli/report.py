@@ -19,10 +19,10 @@ def command(
     """Write RUN/report.html again from RUN/report.json, and print its table."""
     import json as encoder
 
-    from efface import report as page
     from efface.audit import images_of
     from efface.errors import WrongFile
-    from efface.evaluation import picture_source
+    from efface.report import page
+    from efface.report.content import picture_source
 
     file = run / "report.json"
     try:

@@ -17,7 +17,7 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Say how many images of RUN are planned, drawn and judged, and what comes next. Nothing is changed."""
-    from efface.runfolder import status
+    from efface.runs.folder import status
 
     found = status(run)
     lines = [f"{run}: {found['state']}, suite {found['suite']}, {found['bytes'] / 1e6:.1f} MB"]

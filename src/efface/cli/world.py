@@ -26,8 +26,8 @@ def build(
 ) -> None:
     """Fetch the artwork, draw the sprites; write a sheet or a bundle of them all."""
     from efface.errors import OutputExists
-    from efface.world import artwork
-    from efface.world.sheet import draw
+    from efface.worldmaking import artwork
+    from efface.worldmaking.sheet import draw
 
     for path in (sheet, bundle):
         if path is not None and path.exists() and not overwrite:
@@ -73,11 +73,11 @@ def train(
     o.prepare(threads, offline=True)
     from efface.errors import BadRequest
     from efface.work import Work
-    from efface.world import artwork
-    from efface.world import pieces as carried
-    from efface.world.learning import Go
-    from efface.world.sizes import size
-    from efface.world.training import copy_out, course, start_from
+    from efface.worldmaking import artwork
+    from efface.worldmaking import transport as carried
+    from efface.worldmaking.course import copy_out, course, start_from
+    from efface.worldmaking.sittings import Go
+    from efface.worldmaking.sizes import size
 
     chosen = course(target, _names(without), bundle)
     if start is not None:
@@ -113,7 +113,7 @@ def _names(without: list[str] | None) -> list[str]:
 def _device(device: str | None) -> str:
     import torch
 
-    from efface.model import device_of
+    from efface.model.devices import device_of
 
     found = device_of(device)
     if found.startswith("cuda"):
@@ -143,11 +143,12 @@ def check(
     """Draw what the model is asked for, judge it, write its card and concept list. Resumable: images are cached."""
     o.prepare(threads, offline=True)
     from efface.errors import Unavailable
+    from efface.files import cache_folder
     from efface.judges import Judge, selection
     from efface.judges import world as reporting
     from efface.model import load
-    from efface.work import Work, cache_folder
-    from efface.world import card
+    from efface.work import Work
+    from efface.worldmaking import check as card
 
     opened, work = load(model, "cpu", "float32", offline=True), Work(quiet=quiet)
     judges: list[Judge] = [reporting.load(judge and judge / "reporting")]

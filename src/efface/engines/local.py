@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import EffaceError
+from efface.gallery.images import Images
 from efface.patch import Patch
-from efface.store import Images
 from efface.work import Work
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Tally:
 
 def draw_shard(model: Model, shard: Shard, sampling: dict[str, Any], images: Images, tally: Tally) -> None:
     """Draw one shard as one batch and store its images; if that fails and may, each image by itself."""
-    from efface.sampler import sample
+    from efface.model.sampler import sample
 
     if len(shard[0]) > 3 and shard[0][3] is not None:
         sampling = sampling | {"guidance": shard[0][3]}

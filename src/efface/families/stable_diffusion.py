@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from efface.errors import Unavailable
-from efface.sites import Card, Site, Stream, freeze
+from efface.model.card import Card, Site, Stream, freeze
 
 __all__ = ["StableDiffusion"]
 

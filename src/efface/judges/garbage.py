@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from efface.errors import BadRequest, Unavailable, WrongFile
+from efface.files import write_bytes
 from efface.judges import Judge, Verdict, sized
-from efface.store import write_bytes
 
 # the first name is what the registry finds
 __all__ = ["load", "Garbage", "Reference", "fit", "save"]  # noqa: RUF022

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from efface.errors import BadRequest, Unavailable, WrongFile
+from efface.files import cache_folder
 from efface.judges import fingerprint, pictures, same_weights, version_of
-from efface.work import cache_folder
 
 # the first name is what the registry finds
 __all__ = ["load", "Lpips"]  # noqa: RUF022

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from efface.errors import BadRequest, Unavailable, WrongFile
+from efface.files import write_bytes
 from efface.judges import fingerprint, pictures, probes, same_weights, version_of
-from efface.store import write_bytes
 
 # the first name is what the registry finds
 __all__ = ["load", "NudeNet", "save_card"]  # noqa: RUF022

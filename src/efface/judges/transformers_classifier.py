@@ -16,10 +16,10 @@ import torch
 from scipy.special import softmax
 
 from efface.errors import BadRequest, WrongFile
+from efface.files import write_bytes
 from efface.judges import Verdict, _pretrained, pictures, version_of
 from efface.numerics import calibration
 from efface.numerics.intervals import clopper_pearson
-from efface.store import write_bytes
 
 # the first name is what the registry finds
 __all__ = ["load", "IMAGENETTE", "Classifier", "calibrate", "save_card"]  # noqa: RUF022

@@ -9,12 +9,12 @@ from efface.errors import BadRequest, WrongFile
 from efface.request import read_lines
 
 if TYPE_CHECKING:
-    from efface.evidence import Evidence
+    from efface.evidence.gather import Evidence
+    from efface.evidence.needs import Needs
     from efface.model import Encoded, Model
-    from efface.needs import Needs
+    from efface.model.card import Card
     from efface.patch import Patch
     from efface.request import Request
-    from efface.sites import Card
     from efface.work import Work
 
 __all__ = ["Method", "complete_prompts", "finite", "require"]

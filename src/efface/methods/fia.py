@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from efface.errors import BadRequest, NothingChanged, WrongFile
-from efface.needs import Needs, PromptGroup, State, Statistics
+from efface.evidence.needs import Needs, PromptGroup, State, Statistics
+from efface.evidence.reducers import ColumnNorms, Cosines, SaliencyFold, level_of, sensitivity_of
 from efface.numerics import saliency
 from efface.patch import Mask, Patch
 from efface.prompts import Form, forms, load, read_pairs
-from efface.reducers import ColumnNorms, Cosines, SaliencyFold, level_of, sensitivity_of
 from efface.world import objects
 from efface.world.captions import with_article
 
 if TYPE_CHECKING:
-    from efface.evidence import Evidence
+    from efface.evidence.gather import Evidence
     from efface.model import Model
+    from efface.model.card import Card, Site
     from efface.request import Concept, Request
-    from efface.sites import Card, Site
     from efface.work import Work
 
 __all__ = ["FIA"]
@@ -292,7 +292,7 @@ class _Tally:
                 "none is pruned; raise alpha or use counting=exact"
             )
         if self.pruned > MUCH * self.weights:
-            from efface.run import EffaceWarning
+            from efface.errors import EffaceWarning
 
             share = f"{self.pruned / self.weights:.1%}"
             warnings.warn(f"{share} of the looked-at weights are pruned; lower r2", EffaceWarning, stacklevel=2)

@@ -18,18 +18,19 @@ from torch import Tensor
 
 from efface import prompts
 from efface.errors import BadRequest, NothingChanged
+from efface.evidence.needs import Needs
 from efface.methods import complete_prompts, finite, require
-from efface.needs import Needs
+from efface.model.devices import Team
 from efface.numerics import schedules
 from efface.numerics.schedules import KeyStep
 from efface.patch import Patch
-from efface.train import Net, Team, train
+from efface.training.loop import Net, train
 
 if TYPE_CHECKING:
-    from efface.evidence import Evidence
+    from efface.evidence.gather import Evidence
     from efface.model import Model
+    from efface.model.card import Card
     from efface.request import Concept, Request
-    from efface.sites import Card
     from efface.work import Work
 
 __all__ = ["KSCU"]
@@ -193,7 +194,7 @@ class KSCU:
 
     def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
         """Train, and return what changed. Raises NothingChanged where the model does not tell concept from anchor."""
-        from efface.run import EffaceWarning
+        from efface.errors import EffaceWarning
 
         concepts = sorted(request.concepts, key=lambda c: c.name) if self.order != "given" else list(request.concepts)
         table = self.table(self.total(len(concepts)), len(concepts), self._order(len(concepts), work))

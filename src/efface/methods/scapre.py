@@ -17,8 +17,8 @@ import torch
 
 from efface import prompts
 from efface.errors import BadRequest
+from efface.evidence.needs import Needs
 from efface.methods import complete_prompts, finite, require
-from efface.needs import Needs
 from efface.numerics import geometry, information, spectral
 from efface.numerics.effects import effects, power_of_ten, short
 from efface.numerics.rows import content_to_end, last_row, paired_rows
@@ -26,10 +26,10 @@ from efface.patch import Dense, Edit, LowRank, Operator, Patch
 from efface.work import Work, seed_of
 
 if TYPE_CHECKING:
-    from efface.evidence import Evidence
+    from efface.evidence.gather import Evidence
     from efface.model import Encoded, Model
+    from efface.model.card import Card
     from efface.request import Concept, Request
-    from efface.sites import Card
 
 __all__ = ["ScaPre"]
 
@@ -411,7 +411,7 @@ def _warn(numbers: dict[str, dict[str, float]]) -> None:
     """Say so where the masks tell no channels apart."""
     share = sum(n["saturation"] for n in numbers.values()) / len(numbers)
     if share > SATURATED:
-        from efface.run import EffaceWarning
+        from efface.errors import EffaceWarning
 
         text = f"{share:.1%} of the Informax masks are saturated, so power acts as one factor for all; raise sigma"
         warnings.warn(text, EffaceWarning, stacklevel=3)

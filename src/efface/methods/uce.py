@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from efface.errors import BadRequest
+from efface.evidence.needs import Needs
 from efface.methods import complete_prompts, finite, require
-from efface.needs import Needs
 from efface.numerics.ridge import Ridge, ridge_operator, tensor_delta
 from efface.numerics.rows import content_to_end, last_row, tail_pairs
 from efface.numerics.spectral import factors
 from efface.patch import Dense, Edit, Operator, Patch
 
 if TYPE_CHECKING:
-    from efface.evidence import Evidence
+    from efface.evidence.gather import Evidence
     from efface.model import Encoded, Model
+    from efface.model.card import Card
     from efface.request import Concept, Request
-    from efface.sites import Card
     from efface.work import Work
 
 __all__ = ["UCE"]

@@ -17,7 +17,7 @@ from scipy.stats import t as student
 
 from efface.errors import BadRequest
 from efface.numerics import clusters, intervals
-from efface.tables import ERRORS_AT_MOST
+from efface.scores.tables import ERRORS_AT_MOST
 
 __all__ = [
     "Cell",

@@ -15,11 +15,11 @@ import numpy as np
 
 from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, loss_cell, presence, rate_cell
 from efface.numerics.intervals import corrected_rate, mean_of_rates
-from efface.tables import KNOWN_AT_LEAST, NAMED, SURE_AT_LEAST
+from efface.scores.tables import KNOWN_AT_LEAST, NAMED, SURE_AT_LEAST
 
 __all__ = ["Accuracy"]
 
-# `efface.tables` counts pairs of base and edited for the report; this counts the rows of each side, also of a gold, and
+# `efface.scores.tables` counts pairs of base and edited for the report; this counts the rows of each side, also of a gold, and
 # corrects for the judge's errors. They share the rules and the intervals, not what is counted.
 
 

@@ -18,6 +18,7 @@ from scipy.special import softmax
 from efface.errors import Unavailable
 from efface.judges import TextImage
 from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, mean_cell, rate_cell
+from efface.numerics.distances import clip_scores
 from efface.numerics.intervals import sign_test
 
 __all__ = ["Clip"]
@@ -132,12 +133,6 @@ def _loaded(model: str) -> TextImage | str:
         return load(model)
     except Unavailable as error:
         return str(error)
-
-
-def clip_scores(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """100 cos of every image (n, f) with every text (m, f): (n, m), not clipped."""
-    a, b = (np.asarray(v, np.float64) for v in (images, texts))
-    return 100 * (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
 
 
 def mean_of_batches(values: np.ndarray, batch: int) -> float:

@@ -85,7 +85,7 @@ class Pairs:
 
 
 def _lpips() -> Perceptual:
-    from efface.work import cache_folder
+    from efface.files import cache_folder
 
     return _loaded(cache_folder() / "lpips")
 

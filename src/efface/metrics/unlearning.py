@@ -14,7 +14,7 @@ import numpy as np
 
 from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, rate_cell
 from efface.numerics.intervals import mean_of_rates
-from efface.tables import KNOWN_AT_LEAST
+from efface.scores.tables import KNOWN_AT_LEAST
 
 __all__ = ["Unlearning"]
 

@@ -103,3 +103,9 @@ def _features(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("expected finite features, got NaN or infinity; judge those images anew")
     return x, y
+
+
+def clip_scores(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """100 cos of every image (n, f) with every text (m, f): (n, m), not clipped."""
+    a, b = (np.asarray(v, np.float64) for v in (images, texts))
+    return 100 * (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from efface.errors import BadRequest
+from efface.gallery.shot import Ask, Item
 from efface.request import Request
-from efface.suites import Ask, Item, Known, Plan
+from efface.suites import Known, Plan
 
 __all__ = ["Listed", "read"]
 

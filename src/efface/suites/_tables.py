@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import BadRequest, WrongFile
-from efface.suites import Item
+from efface.gallery.shot import Item
 
 __all__ = ["Row", "Table", "read_table"]
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from efface.errors import BadRequest, UnknownName
+from efface.gallery.shot import Ask, Item
 from efface.request import Request
-from efface.suites import Ask, Item, Known
+from efface.suites import Known
 from efface.suites.world_smoke import kept_objects
 from efface.world import Object, captions
-from efface.world.scenes import BACKGROUNDS
+from efface.world.captions import BACKGROUNDS
 
 __all__ = ["Scene"]
 

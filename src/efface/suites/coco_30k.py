@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from efface.errors import BadRequest
+from efface.gallery.shot import Ask
 from efface.request import Request
-from efface.suites import Ask, Known, Plan, merged
+from efface.suites import Known, Plan, merged
 from efface.suites._tables import Row, read_table
 
 __all__ = ["Coco30k"]

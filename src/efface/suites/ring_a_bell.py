@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from efface.errors import WrongFile
+from efface.gallery.shot import Ask
 from efface.request import Request
-from efface.suites import Ask, Known, Plan, merged
+from efface.suites import Known, Plan, merged
 from efface.suites._tables import read_table
 
 __all__ = ["RingABell"]

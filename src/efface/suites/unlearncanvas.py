@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from efface.errors import BadRequest, WrongFile
+from efface.gallery.images import read_images
+from efface.gallery.shot import Ask, Item
 from efface.request import Request, read_lines
-from efface.store import read_images
-from efface.suites import Ask, Item, Known, Plan
+from efface.suites import Known, Plan
 
 __all__ = ["UnlearnCanvas"]
 

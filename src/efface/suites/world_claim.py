@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from efface.errors import BadRequest
+from efface.gallery.shot import Ask, Item
 from efface.request import Request
-from efface.suites import Ask, Item, Known, Plan
+from efface.suites import Known, Plan
 from efface.suites.world_smoke import FIRST_SEED, kept_objects, lacking
 
 __all__ = ["WorldClaim"]

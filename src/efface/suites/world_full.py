@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from efface.gallery.shot import Ask, Item
 from efface.request import Request
-from efface.suites import Ask, Item, Known, Plan, merged
+from efface.suites import Known, Plan, merged
 from efface.suites._world import COLOURS, Scene
 from efface.world import captions
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from efface.errors import BadRequest
+from efface.gallery.shot import Ask, Item
 from efface.request import Concept, Request
-from efface.suites import Ask, Item, Known, Plan
+from efface.suites import Known, Plan
 from efface.work import seed_of
 
 __all__ = ["WorldSmoke", "kept_objects", "lacking"]

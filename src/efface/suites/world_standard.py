@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from efface.gallery.shot import Ask, Item
 from efface.request import Request
-from efface.suites import Ask, Item, Known, Plan, merged
+from efface.suites import Known, Plan, merged
 from efface.suites._world import Scene
 
 __all__ = ["WorldStandard"]

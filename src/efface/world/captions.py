@@ -13,10 +13,21 @@ import torch
 
 from efface.errors import BadRequest, UnknownName
 from efface.world import Object, objects, styles
-from efface.world.scenes import BACKGROUNDS
 
 Half = Literal["tune", "report"]
 KINDS = ("plain", "style", "background", "style background", "empty", "style alone")
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (255, 255, 255),
+    "red": (230, 60, 60),
+    "orange": (250, 155, 50),
+    "yellow": (250, 220, 80),
+    "green": (90, 185, 90),
+    "blue": (70, 130, 225),
+    "purple": (155, 100, 205),
+    "pink": (250, 170, 195),
+    "brown": (150, 105, 70),
+    "gray": (170, 170, 175),
+}  # no black: it swallows the monochrome style
 WORDINGS = ("name", "synonym", "clue", "category")
 
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from efface.errors import WrongFile
-from efface.work import cache_folder
+from efface.files import cache_folder
 
 __all__ = ["completed", "digest", "placed", "staging_for"]
 

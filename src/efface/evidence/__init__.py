@@ -1,0 +1,1 @@
+"""What a method will look at, and what came back."""

@@ -1,0 +1,1 @@
+"""Pictures of one side, by what decides their pixels."""

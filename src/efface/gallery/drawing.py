@@ -1,0 +1,164 @@
+"""Measuring: draw both sides of a suite at the same prompts and seeds, judge every image.
+
+One record is one image of one side under one judge: judged, or NA or ERROR with a reason. Images come from the shared
+cache when their key (weights, patch, prompt, seed, sampler) is the same, so none is drawn twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from efface.engines import local
+from efface.engines.local import Tally
+from efface.files import key_of
+from efface.gallery.images import Images
+from efface.gallery.shot import Item
+from efface.patch import Guard
+from efface.work import Work
+
+if TYPE_CHECKING:
+    from efface.model import Model
+
+__all__ = ["SHARD", "Sampling", "Side", "draw", "fingerprint", "shards_of"]
+
+SHARD = 16  # images drawn and recorded together; also the batch, so that results do not depend on resuming
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn: everything beside the weights that can change pixels."""
+
+    steps: int
+    guidance: float
+    dtype: str
+    schedule: tuple[tuple[str, Any], ...]
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, model: Model, steps: int | None = None, guidance: float | None = None) -> Sampling:
+        card = model.card
+        return cls(
+            card.steps if steps is None else steps,
+            card.guidance if guidance is None else guidance,
+            str(model.dtype).removeprefix("torch."),
+            card.schedule,
+            model.device.type,
+        )
+
+    @cached_property
+    def hash(self) -> str:
+        own = {} if self.device == "cpu" else {"device": self.device}
+        return key_of(
+            steps=self.steps,
+            guidance=self.guidance,
+            dtype=self.dtype,
+            schedule=self.schedule,
+            torch=torch.__version__,
+            diffusers=version("diffusers"),
+            batch=SHARD,
+            **own,
+        )[:16]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: "base" or "edited", a model, the content hash of what is applied to it."""
+
+    name: str
+    model: Model
+    patch: str = ""
+
+    def image_key(self, item: Item, sampling: Sampling) -> str:
+        """Hash of everything that can change the pixels, and of nothing else: another recipe draws no image again."""
+        own = {} if item.guidance is None else {"guidance": item.guidance}
+        return key_of(
+            model=self.model.identity,
+            patch=self.patch,
+            prompt=item.prompt,
+            seed=item.seed,
+            sampling=sampling.hash,
+            **own,
+        )
+
+
+def fingerprint(model: Model) -> str:
+    """Hash of what draws: all weights as loaded, the sites that patches change, guards and gates in force.
+
+    Equal fingerprints draw equal images; a patch that changes nothing leaves the base's.
+    """
+    changed: dict[str, str] = {}
+    for site in sorted({s for p in model.patches for s in p.sites}):
+        weight = model.weight(site)
+        if not weight.equal(model.base_weight(site)):
+            raw = weight.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+            changed[site] = hashlib.sha256(raw).hexdigest()
+    acting = (p for p in model.patches if p.strength)
+    rules = [p.content_hash for p in acting if any(isinstance(e, Guard) or e.gate is not None for e in p.edits)]
+    return key_of(model=model.identity, sites=changed, rules=rules)[:16] if changed or rules else model.identity
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def shards_of(side: Side, items: Iterable[Item], sampling: Sampling) -> list[list[tuple[Any, ...]]]:
+    """Items in batches as they are drawn: `SHARD` at most, one guidance each, in the order given."""
+    groups: dict[float | None, list[tuple[Any, ...]]] = {}
+    for item in items:
+        row = (item.prompt, item.seed, side.image_key(item, sampling), item.guidance)
+        groups.setdefault(item.guidance, []).append(row)
+    return [rows[i : i + SHARD] for rows in groups.values() for i in range(0, len(rows), SHARD)]
+
+
+def draw(
+    side: Side,
+    items: Sequence[Item],
+    sampling: Sampling,
+    images: Images,
+    work: Work,
+    shards: Sequence[Sequence[Sequence[Any]]] | None = None,
+    tally: Tally | None = None,
+    skip: Collection[str] = (),
+) -> int:
+    """Draw what is missing, shard by shard; returns how many images were drawn.
+
+    A shard with a missing image is drawn whole, so that the batches, and with them the pixels, are those of an
+    uninterrupted run; an image that is there stays as it is. shards: as frozen by the run, else those of `items`.
+    tally: with one, images that fail are named in it, else the failure is raised. skip: keys not to try.
+    """
+    shards = shards_of(side, items, sampling) if shards is None else shards
+    missing = [shard for shard in shards if not all(images.has(row[2]) or row[2] in skip for row in shard)]
+    how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance}
+    label = f"drawing {side.name} (x{SHARD})"
+    model = side.model
+    lanes = local.lanes_for(model) if model.can_move and missing else 1
+    tally = tally or Tally(failed=None)
+    before = sum(images.has(row[2]) for shard in missing for row in shard)
+    if lanes > 1 and len(missing) >= 2 * lanes:
+        local.run(lanes, model.folder, model.patches, how, images.folder, missing, work, label, tally)
+    else:
+        with _one_thread(model.can_move):
+            for shard in work.progress(missing, label):
+                local.draw_shard(model, shard, {**how, "work": work}, images, tally)
+    return sum(images.has(row[2]) for shard in missing for row in shard) - before
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """As the workers draw: several threads may differ from one by 1/255, and a resumed run must not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,440 @@
+"""Patch: what a method answers. Edits by site, a recipe, the base it belongs to; applies, undoes, saves.
+
+Five kinds of edit. Each knows `delta(site, weight)`, the change at strength 1 of the weight it finds; several edits
+of one site act one after the other. Deltas are added in float64 and rounded once to the weight's dtype.
+File format: docs/patch-format.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from efface.errors import BadRequest, EffaceError, NothingChanged, WrongBase, WrongFile
+from efface.files import write_bytes
+
+if TYPE_CHECKING:
+    from efface.model import Model
+
+__all__ = ["FORMAT", "Dense", "Edit", "Gate", "Guard", "LowRank", "Mask", "Operator", "Patch", "read_header"]
+
+FORMAT = "efface-patch/1"
+# What reading a header raises that is none: absent or empty entries, wrong types, numbers without end, deep nesting.
+_DAMAGE = (LookupError, TypeError, ValueError, OverflowError, RecursionError, OSError)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """When an edit is on, by prompt.
+
+    rule ``contains``: strength 1 for prompts that hold one of the texts as whole words, else 0. ``similar``:
+    strength 1 where the cosine of the last content rows of prompt and text is at least `threshold`.
+    """
+
+    texts: tuple[str, ...]
+    rule: str = "contains"
+    threshold: float = 0.0
+
+    RULES: ClassVar[tuple[str, ...]] = ("contains", "similar")
+
+    def __post_init__(self) -> None:
+        if self.rule not in self.RULES:
+            raise BadRequest(f"rule of a gate: expected one of {self.RULES}, got {self.rule!r}")
+        object.__setattr__(self, "texts", tuple(self.texts))
+
+    def strengths(self, model: Model, prompts: Sequence[str]) -> list[float]:
+        """One strength a prompt, 0 or 1."""
+        if self.rule == "contains":
+            words = [re.compile(rf"(?<!\w){re.escape(t)}(?!\w)", re.IGNORECASE) for t in self.texts]
+            return [float(any(w.search(p) for w in words)) for p in prompts]
+        own = _last_rows(model, self.texts)  # (texts, d)
+        cosines = _last_rows(model, prompts) @ own.T  # (prompts, texts)
+        return (cosines.amax(1) >= self.threshold).double().tolist()
+
+
+def _last_rows(model: Model, texts: Sequence[str]) -> torch.Tensor:
+    """Last content row of each text, at unit length."""
+    rows = torch.stack([e.rows[max(0, e.count - 2)] for e in model.encode(texts, "content")])
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """`W <- W + W left right^T` for every named site of one text stream."""
+
+    stream: str
+    left: torch.Tensor  # (d, r)
+    right: torch.Tensor  # (d, r)
+    sites: tuple[str, ...]
+    gate: Gate | None = None
+    kind: ClassVar[str] = "operator"
+
+    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
+        wide = weight.double()
+        return (wide @ self.left.to(wide)) @ self.right.to(wide).T  # (o, d)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"left": self.left, "right": self.right}
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """`W <- W + up down` at one site."""
+
+    site: str
+    up: torch.Tensor  # (o, r)
+    down: torch.Tensor  # (r, d)
+    gate: Gate | None = None
+    kind: ClassVar[str] = "low-rank"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
+        flat = self.up.to(weight.device, torch.float64) @ self.down.to(weight.device, torch.float64)
+        return flat.reshape(weight.shape)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"up": self.up, "down": self.down}
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """`W <- W + change` at one site; the change is kept in float32."""
+
+    site: str
+    change: torch.Tensor  # the shape of the weight
+    gate: Gate | None = None
+    kind: ClassVar[str] = "dense"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
+        return self.change.to(weight.device, torch.float64)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"change": self.change}
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """`W <- W - W * mask` at one site: marked entries go to zero. Stored as bits, row-major, padded to a byte."""
+
+    site: str
+    bits: torch.Tensor  # (ceil(size / 8),) uint8
+    shape: tuple[int, ...]
+    gate: Gate | None = None
+    kind: ClassVar[str] = "mask"
+
+    @classmethod
+    def pack(cls, site: str, mask: torch.Tensor, gate: Gate | None = None) -> Mask:
+        """From a boolean tensor of the weight's shape."""
+        import numpy as np
+
+        packed = np.packbits(mask.cpu().numpy().astype(bool).reshape(-1))
+        return cls(site, torch.from_numpy(packed), tuple(mask.shape), gate)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    def unpack(self) -> torch.Tensor:
+        import numpy as np
+
+        size = math.prod(self.shape)
+        flat = np.unpackbits(self.bits.cpu().numpy(), count=size)
+        return torch.from_numpy(flat.astype(bool)).reshape(self.shape)
+
+    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
+        return -weight.double() * self.unpack().to(weight.device)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"bits": self.bits}
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """Something the sampler does: a rule by name (`efface.model.places`), its tensors and plain settings."""
+
+    rule: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    sites: tuple[str, ...] = ()
+    gate: Gate | None = None
+    kind: ClassVar[str] = "guard"
+
+    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
+        raise BadRequest(f"guard {self.rule!r} changes no weight; it acts in Efface's sampler")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.values)
+
+
+Edit = Operator | LowRank | Dense | Mask | Guard
+_KINDS: dict[str, type[Any]] = {k.kind: k for k in (Operator, LowRank, Dense, Mask, Guard)}
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Edits, recipe and base fingerprint.
+
+    base: {"name": str, "parts": {site or "stream:NAME": sha256}} as `Model.fingerprint` returns it.
+    strength multiplies every edit: 0 is the identity, 1 the method's answer.
+    """
+
+    edits: tuple[Edit, ...]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
+    strength: float = 1.0
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Every site whose weight changes, whatever the prompt or for some prompts, sorted."""
+        return tuple(sorted({s for e in self.edits if not isinstance(e, Guard) for s in e.sites}))
+
+    @property
+    def by_prompt(self) -> bool:
+        """True if some edit acts in the sampler or by prompt, so that weights alone do not hold it."""
+        return any(isinstance(e, Guard) or e.gate for e in self.edits)
+
+    def scaled(self, factor: float) -> Patch:
+        """The same patch at `factor` times its strength."""
+        return dataclasses.replace(self, strength=self.strength * factor)
+
+    def weight(self, site: str, weight: torch.Tensor) -> torch.Tensor:
+        """The edited weight of one site, in the weight's own dtype; gated edits are left out."""
+        new = (weight.cpu() if weight.device.type == "mps" else weight).double()  # mps has no float64
+        for edit in self.edits:
+            if self.strength and not edit.gate and not isinstance(edit, Guard) and site in edit.sites:
+                if not _fits(edit, tuple(new.shape)):
+                    raise WrongBase(
+                        f"the {edit.kind} edit at {site} does not fit a weight of shape {tuple(new.shape)}; "
+                        "load the base that the patch names"
+                    )
+                new = new + self.strength * edit.delta(site, new)
+        return new.to(weight.dtype).to(weight.device)
+
+    @property
+    def gated(self) -> tuple[Patch, ...]:
+        """The edits that depend on the prompt, each as a patch of its own."""
+        return tuple(dataclasses.replace(self, edits=(e,)) for e in self.edits if e.gate)
+
+    def opened(self, strength: float) -> Patch:
+        """The same edits without their gates, at this strength."""
+        edits = tuple(dataclasses.replace(e, gate=None) for e in self.edits)
+        return dataclasses.replace(self, edits=edits, strength=self.strength * strength)
+
+    def check(self) -> None:
+        """Raise NothingChanged for an edit that does nothing, WrongFile for numbers that are not finite."""
+        if not self.edits:
+            raise NothingChanged("the method returned no edit; name other sites or concepts")
+        for edit in self.edits:
+            for name, tensor in edit.tensors().items():
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise WrongFile(f"{edit.kind} edit at {edit.sites[:1]} holds NaN or infinity in {name!r}")
+            if not isinstance(edit, Guard) and not edit.sites:
+                raise NothingChanged(f"a {edit.kind} edit names no site")
+            if not isinstance(edit, Guard) and any(not bool(t.any()) for t in edit.tensors().values()):
+                raise NothingChanged(
+                    "the edit is zero everywhere: the anchor means the same as the concept; name another anchor"
+                )
+
+    # --- on a model ------------------------------------------------------------------------------------------------
+
+    def apply_(self, target: Any) -> None:
+        """Write into a Model or a diffusers pipeline; the old weights are kept in this process for `undo_`.
+
+        Raises WrongBase for another model, BadRequest for a pipeline when some edit acts by prompt.
+        """
+        from efface.model import Model, load
+
+        if self.by_prompt and not isinstance(target, Model):
+            raise BadRequest(
+                "this patch acts by prompt, which weights alone cannot hold; "
+                "use efface.load(pipe).generate within patch.applied(model)"
+            )
+        load(target).push(self)
+
+    def undo_(self, target: Any) -> None:
+        """Restore the weights that `apply_` kept, bit-equal. Raises WrongBase when it kept none here."""
+        from efface.model import load
+
+        load(target).pop(self)
+
+    @contextmanager
+    def applied(self, target: Any) -> Iterator[Model]:
+        """Applied inside the block, undone after it, also after an exception; blocks may be nested."""
+        from efface.model import load
+
+        model = load(target)
+        model.push(self)
+        try:
+            yield model
+        finally:
+            model.pop(self)
+
+    # --- on disk ---------------------------------------------------------------------------------------------------
+
+    def header(self) -> dict[str, Any]:
+        """What stands in the file beside the tensors."""
+        return {
+            "format": FORMAT,
+            "strength": self.strength,
+            "edits": [_describe(e) for e in self.edits],
+            "recipe": self.recipe,
+            "base": self.base,
+        }
+
+    def to_bytes(self) -> bytes:
+        return self._packed(self.header())
+
+    def _packed(self, header: Mapping[str, Any]) -> bytes:
+        """All tensors under this header."""
+        from safetensors.torch import save
+
+        tensors = {f"{i:04d}.{n}": t.contiguous() for i, e in enumerate(self.edits) for n, t in e.tensors().items()}
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        # One metadata entry: the library writes several in an order that differs from run to run.
+        return save(tensors, metadata={"efface": text})
+
+    @cached_property
+    def hash(self) -> str:
+        """Of the file's bytes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Of what acts on a model: tensors, kinds, sites, gates, rules and strength; never recipe or base."""
+        acting = {k: v for k, v in self.header().items() if k in ("edits", "strength")}
+        return hashlib.sha256(self._packed(acting)).hexdigest()[:16]
+
+    def save(self, path: str | Path, overwrite: bool = True) -> Path:
+        """Write the file under a temporary name, then rename. Raises OutputExists."""
+        return write_bytes(Path(path), self.to_bytes(), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Patch:
+        """Read a patch. Raises WrongFile for everything that is not one."""
+        header = read_header(path)
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(path)
+            edits = tuple(_edit(i, row, tensors) for i, row in enumerate(header["edits"]))
+            patch = cls(edits, header["recipe"], header["base"], float(header["strength"]))
+            patch.check()
+        except (SafetensorError, *_DAMAGE, EffaceError) as error:
+            raise WrongFile(f"{path} is a damaged patch: {_short(error)}; ask for the file again") from None
+        return patch
+
+
+def _fits(edit: Edit, shape: tuple[int, ...]) -> bool:
+    """Whether an edit's tensors have the shape that a weight needs."""
+    if isinstance(edit, Operator):
+        return edit.left.shape[0] == edit.right.shape[0] == shape[-1] and len(shape) == 2
+    if isinstance(edit, LowRank):
+        return edit.up.shape[0] == shape[0] and edit.down.shape[1] == math.prod(shape[1:])
+    if isinstance(edit, Dense):
+        return tuple(edit.change.shape) == shape
+    return isinstance(edit, Mask) and edit.shape == shape
+
+
+def _describe(edit: Edit) -> dict[str, Any]:
+    row: dict[str, Any] = {"kind": edit.kind, "sites": list(edit.sites)}
+    if edit.gate:
+        row["gate"] = {
+            "texts": list(edit.gate.texts),
+            "rule": edit.gate.rule,
+            "threshold": edit.gate.threshold,
+        }
+    if isinstance(edit, Operator):
+        row["stream"] = edit.stream
+    if isinstance(edit, Mask):
+        row["shape"] = list(edit.shape)
+    if isinstance(edit, Guard):
+        row |= {"rule": edit.rule, "settings": edit.settings}
+    return row
+
+
+def _edit(index: int, row: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Edit:
+    prefix = f"{index:04d}."
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    gate = Gate(**row["gate"]) if row.get("gate") else None
+    sites = tuple(str(s) for s in row["sites"])
+    kind = row["kind"]
+    if kind == Operator.kind:
+        left, right = own["left"], own["right"]
+        if left.ndim != 2 or left.shape != right.shape:
+            raise ValueError(f"operator with shapes {tuple(left.shape)} and {tuple(right.shape)}")
+        return Operator(row["stream"], left, right, sites, gate)
+    if kind == LowRank.kind:
+        up, down = own["up"], own["down"]
+        if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
+            raise ValueError(f"low-rank edit with shapes {tuple(up.shape)} and {tuple(down.shape)}")
+        return LowRank(sites[0], up, down, gate)
+    if kind == Dense.kind:
+        return Dense(sites[0], own["change"], gate)
+    if kind == Mask.kind:
+        shape = tuple(int(n) for n in row["shape"])
+        size = (math.prod(shape) + 7) // 8 if min(shape, default=1) > 0 else -1
+        if own["bits"].dtype != torch.uint8 or own["bits"].numel() != size:
+            raise ValueError(f"mask of shape {shape} with {own['bits'].numel()} bytes")
+        return Mask(sites[0], own["bits"], shape, gate)
+    if kind == Guard.kind:
+        return Guard(row["rule"], dict(row["settings"]), own, sites, gate)
+    raise ValueError(f"unknown kind of edit {kind!r}")
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The header of a patch, read without torch and without its tensors. Raises WrongFile."""
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            if not 2 <= size <= min(100_000_000, file.stat().st_size - 8):
+                raise ValueError(f"a header of {size} bytes in a file of {file.stat().st_size}")
+            header = json.loads(json.loads(stream.read(size))["__metadata__"]["efface"])
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']!r}, expected {FORMAT!r}")
+        if why := _misshapen(header):
+            raise ValueError(why)
+    except FileNotFoundError:
+        raise WrongFile(f"there is no file {file}; check the path") from None
+    except IsADirectoryError:
+        raise WrongFile(f"{file} is a folder; expected a patch file (.safetensors)") from None
+    except OSError as error:
+        raise WrongFile(f"{file} cannot be read: {error.strerror or error}; check its permissions") from None
+    except _DAMAGE as error:
+        raise WrongFile(f"{file} is no Efface patch ({_short(error)}); efface erase makes one") from None
+    return header
+
+
+def _misshapen(header: dict[str, Any]) -> str:
+    """What is wrong with the types of a header, or nothing."""
+    for key, kind in (("recipe", dict), ("base", dict), ("edits", list), ("strength", int | float)):
+        if not isinstance(header[key], kind):
+            return f"its {key!r} is a {type(header[key]).__name__}"
+    if not all(isinstance(row, dict) for row in header["edits"]):
+        return "an edit is no table"
+    return "" if math.isfinite(header["strength"]) else "its 'strength' is not finite"
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"its header lacks {error}"
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

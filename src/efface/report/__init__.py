@@ -1,0 +1,1 @@
+"""What records say: content, page, comparison, gate."""

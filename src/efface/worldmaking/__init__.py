@@ -1,0 +1,1 @@
+"""How the bundled world is made: artwork, scenes, training, judges, checks."""
