@@ -29,10 +29,12 @@ import efface
 from efface.cli.options import prepare
 from efface.erasure import plan
 from efface.evidence.gather import Evidence, gather
+from efface.families._text import clip_spans
 from efface.methods.kscu import _KeySteps
 from efface.methods.scapre import PRESETS, ScaPre, _Context
-from efface.model import Encoded, Model, sampler
-from efface.model.card import Card, Site, Stream
+from efface.model import Model, sampler
+from efface.model.card import Card, Door, Site, Stream
+from efface.model.text import Encoded, Encoding
 from efface.numerics import schedules
 from efface.numerics.geometry import bures_step
 from efface.numerics.spectral import right_side
@@ -65,7 +67,22 @@ class Weights:
                     tensors[f"{rows}.{i}.to_{role}"] = torch.randn(rows, width, generator=g) / width**0.5
         sites = tuple(Site(n, f"cross.{n[-1]}", tuple(t.shape), "text") for n, t in tensors.items())
         stream = Stream("text", width, LENGTH, True)
-        return cls(Card("random", "", (stream,), sites, "", (), (0, 0), (0, 0, 0), 0, 0.0), tensors)
+        return cls(
+            Card(
+                "random",
+                "",
+                (stream,),
+                (Door("text", ("text",), stream.width),),
+                sites,
+                "",
+                (),
+                (0, 0),
+                (0, 0, 0),
+                0,
+                0.0,
+            ),
+            tensors,
+        )
 
     def weight(self, site: str) -> Tensor:
         return self.tensors[site]
@@ -75,15 +92,20 @@ class Weights:
         return sum(len(t) for t in self.tensors.values())
 
 
+def _encoded(text: str, rows: Tensor, count: int) -> Encoded:
+    """A text of `count` tokens, both ends among them."""
+    return Encoded(text, {"text": Encoding(rows, clip_spans(count, len(rows)))})
+
+
 def evidence(m: int, width: int) -> tuple[Evidence, Request]:
     """m concepts of two tokens. Rows have entries of size one; tails of different texts have a cosine of 0.96."""
     g = torch.Generator().manual_seed(1)
     tail = torch.randn(LENGTH, width, generator=g)
-    texts = {"": Encoded("", tail, 2)}
+    texts = {"": _encoded("", tail, 2)}
     for k in range(m):
         rows = 0.96**0.5 * tail + 0.2 * torch.randn(LENGTH, width, generator=g)
         rows[0], rows[1:3] = tail[0], torch.randn(2, width, generator=g)
-        texts[f"concept {k}"] = Encoded(f"concept {k}", rows, 4)
+        texts[f"concept {k}"] = _encoded(f"concept {k}", rows, 4)
     return Evidence(texts), Request(tuple(Concept(t, "object") for t in texts if t))
 
 
@@ -314,7 +336,7 @@ FIFTY = {"saliency_steps": 10, "inference_steps": 50, "alpha": "off"}
 def fia(options: argparse.Namespace) -> None:
     """Evaluations of the denoiser: one is a guided call for one prompt, both halves."""
     model = least()
-    schedule = model.scheduler()
+    schedule = model.network.scheduler()
     schedule.set_timesteps(50)
     published = 2 * 30 * len(schedule.timesteps)  # 30 pairs to the end
     print(f"FIA; the released schedule makes {published} evaluations a concept")

@@ -48,6 +48,15 @@ def find(folder: str, name: str) -> Any:
     )
 
 
+def rule_of(name: str) -> Any:
+    """The class of a rule of the sampler: `Rule` in the file of the method of that name. Raises UnknownName."""
+    files = _files("methods")
+    rule = getattr(importlib.import_module(files[_plain(name)]), "Rule", None) if _plain(name) in files else None
+    if rule is None:
+        raise UnknownName("guard rule", name, [n for n in files if n == "negative-prompt"])
+    return rule
+
+
 def configure(name: str, settings: dict[str, Any], folder: str = "methods") -> Any:
     """A method (or suite) by name with the user's settings; text values are converted to the field's type."""
     cls = find(folder, name)

@@ -22,7 +22,6 @@ from efface.gallery.drawing import Sampling, Side, draw
 from efface.gallery.drawing import _one_thread as one_thread
 from efface.gallery.images import Images
 from efface.gallery.shot import Ask, Item
-from efface.model.sampler import sample
 from efface.report.content import _verdict as verdict
 from efface.request import Request
 from efface.scores.tables import absent_table, pairs_of, sweeps, tables
@@ -241,9 +240,9 @@ def test_worker_processes_draw_the_same_pixels(mini: efface.Model, tmp_path: Pat
     how = {"steps": 2, "guidance": 4.0}
     local.run(2, mini.folder, [patch], how, store.folder, [shard[:1], shard[1:]], Work(), "drawing")
     with patch.applied(mini), one_thread(True):
-        expected = sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0)
+        expected = mini.sample(prompts, seeds, batch=1, steps=2, guidance=4.0)
     assert np.array_equal(np.stack([store.get(key_of(seed=3)), store.get(key_of(seed=4))]), expected)
-    assert not np.array_equal(expected, sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0))
+    assert not np.array_equal(expected, mini.sample(prompts, seeds, batch=1, steps=2, guidance=4.0))
 
 
 def test_there_are_no_more_workers_than_memory_for_them(tiny: efface.Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from efface.errors import BadRequest, EffaceWarning, WrongFile
 from efface.evidence.gather import gather
 from efface.methods.scapre import PRESETS as VALUES
 from efface.methods.scapre import ScaPre, _Context, _stored
-from efface.model import Encoded, Model
+from efface.model import Model
+from efface.model.text import Encoded
 from efface.numerics.spectral import Gate, Shared, penalised
 from efface.patch import Dense, LowRank, Operator, Patch
 from efface.work import Work
@@ -513,9 +514,9 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, Any], said: str, m
 def test_nan_from_the_text_encoder_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Model.encode
 
-    def broken(self: Model, texts: list[str], rows: str = "all") -> list[Encoded]:
+    def broken(self: Model, texts: list[str], whole: bool = True) -> list[Encoded]:
         scale = {"dog": float("nan")}
-        return [dataclasses.replace(e, rows=e.rows * scale.get(e.text, 1.0)) for e in encode(self, texts, rows)]
+        return [e.times(scale.get(e.text, 1.0)) for e in encode(self, texts, whole)]
 
     monkeypatch.setattr(Model, "encode", broken)
     for preset in PRESETS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from efface.erasure import plan, solve
 from efface.errors import BadRequest, NothingChanged, WrongFile
 from efface.evidence.gather import gather
 from efface.methods.uce import UCE
-from efface.model import Encoded, Model
+from efface.model import Model
+from efface.model.text import Encoded
 from efface.patch import Dense, Operator, Patch
 from efface.registry import resolve
 from efface.request import Concept, Request
@@ -227,9 +227,9 @@ def test_what_the_numbers_cannot_solve_is_refused_with_a_cure(
             erase(reference, "dog")
     encode = Model.encode
 
-    def broken(self: Model, texts: list[str], rows: str = "all") -> list[Encoded]:
+    def broken(self: Model, texts: list[str], whole: bool = True) -> list[Encoded]:
         scale = {"cat": float("nan")}
-        return [dataclasses.replace(e, rows=e.rows * scale.get(e.text, 1.0)) for e in encode(self, texts, rows)]
+        return [e.times(scale.get(e.text, 1.0)) for e in encode(self, texts, whole)]
 
     monkeypatch.setattr(Model, "encode", broken)
     for concept, keep in (("cat", ()), ("dog=cat", ()), ("dog", ("cat",))):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import efface
+from conftest import encoded
 from efface.errors import BadRequest
 from efface.evidence.gather import Evidence
 from efface.methods.kscu import FLUX, KSCU, _KeySteps
-from efface.model import Encoded, Model
+from efface.model import Model
 from efface.numerics import schedules
 from efface.registry import resolve
 from efface.request import Concept, Request
@@ -65,7 +66,7 @@ def tiny_sd() -> Model:
 def prepared(case: Case, model: Model, **changes: Any) -> tuple[Net, Fed, KSCU, Work]:
     method, request = method_of(case, model, **changes)
     texts = {
-        t: Encoded(t, r, 0) for t, r in zip(case.facts["inputs"]["texts"], case.tensors["in/embeddings"], strict=True)
+        t: encoded(t, r, 2) for t, r in zip(case.facts["inputs"]["texts"], case.tensors["in/embeddings"], strict=True)
     }
     work = Work(request.seed)
     net = Net(model, method.sites(model.card))

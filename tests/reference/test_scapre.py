@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import encoded
 from efface.evidence.gather import Evidence
 from efface.methods.scapre import PRESETS, ScaPre, _Context
-from efface.model import Encoded
 from efface.numerics.geometry import combine, energy_angle_blend, entropy_rollback, row_prox
 from efface.numerics.information import code_information, entropy_factor, information_of_counts, normalise
 from efface.numerics.rows import last_index
@@ -211,7 +211,7 @@ def evidence(case: Case) -> tuple[Evidence, Request]:
             start = last_index(_tokens(text))
             found[start : start + len(case.tensors[block])] = case.tensors[block]
     assert torch.equal(rows[""][1], case.tensors["in/empty_vector"])
-    texts = {t: Encoded(t, r, _tokens(t) + 2) for t, r in rows.items()}
+    texts = {t: encoded(t, r, _tokens(t) + 2) for t, r in rows.items()}
     pairs = zip(p["concepts"], p["guides"], strict=True)
     return Evidence(texts), Request(tuple(Concept(c, "object", g) for c, g in pairs))
 

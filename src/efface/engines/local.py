@@ -55,14 +55,12 @@ class Tally:
 
 def draw_shard(model: Model, shard: Shard, sampling: dict[str, Any], images: Images, tally: Tally) -> None:
     """Draw one shard as one batch and store its images; if that fails and may, each image by itself."""
-    from efface.model.sampler import sample
-
     if len(shard[0]) > 3 and shard[0][3] is not None:
         sampling = sampling | {"guidance": shard[0][3]}
     prompts, seeds, keys = ([row[i] for row in shard] for i in range(3))
     start = time.perf_counter()
     try:
-        found = sample(model, prompts, seeds, batch=len(shard), **sampling)
+        found = model.sample(prompts, seeds, batch=len(shard), **sampling)
     except (EffaceError, RuntimeError) as error:
         tally.seconds += time.perf_counter() - start
         # What happens while drawing (NaN, no memory) is a result; a wrong file or request is not.

@@ -21,7 +21,7 @@ from efface.engines.local import Tally
 from efface.files import key_of
 from efface.gallery.images import Images
 from efface.gallery.shot import Item
-from efface.patch import Guard
+from efface.patch import Patch
 from efface.work import Work
 
 if TYPE_CHECKING:
@@ -95,13 +95,13 @@ def fingerprint(model: Model) -> str:
     Equal fingerprints draw equal images; a patch that changes nothing leaves the base's.
     """
     changed: dict[str, str] = {}
-    for site in sorted({s for p in model.patches for s in p.sites}):
+    for site in sorted({s for p in model.changes for s in p.sites}):
         weight = model.weight(site)
         if not weight.equal(model.base_weight(site)):
             raw = weight.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
             changed[site] = hashlib.sha256(raw).hexdigest()
-    acting = (p for p in model.patches if p.strength)
-    rules = [p.content_hash for p in acting if any(isinstance(e, Guard) or e.gate is not None for e in p.edits)]
+    acting = (p for p in model.changes if p.strength)
+    rules = [p.content_hash for p in acting if p.by_prompt]
     return key_of(model=model.identity, sites=changed, rules=rules)[:16] if changed or rules else model.identity
 
 
@@ -142,7 +142,17 @@ def draw(
     tally = tally or Tally(failed=None)
     before = sum(images.has(row[2]) for shard in missing for row in shard)
     if lanes > 1 and len(missing) >= 2 * lanes:
-        local.run(lanes, model.folder, model.patches, how, images.folder, missing, work, label, tally)
+        local.run(
+            lanes,
+            model.folder,
+            [c for c in model.changes if isinstance(c, Patch)],
+            how,
+            images.folder,
+            missing,
+            work,
+            label,
+            tally,
+        )
     else:
         with _one_thread(model.can_move):
             for shard in work.progress(missing, label):

@@ -11,8 +11,9 @@ from efface.request import read_lines
 if TYPE_CHECKING:
     from efface.evidence.gather import Evidence
     from efface.evidence.needs import Needs
-    from efface.model import Encoded, Model
+    from efface.model import Model
     from efface.model.card import Card
+    from efface.model.text import Encoded
     from efface.patch import Patch
     from efface.request import Request
     from efface.work import Work

@@ -21,6 +21,7 @@ from efface.errors import BadRequest, NothingChanged
 from efface.evidence.needs import Needs
 from efface.methods import complete_prompts, finite, require
 from efface.model.devices import Team
+from efface.model.text import Context
 from efface.numerics import schedules
 from efface.numerics.schedules import KeyStep
 from efface.patch import Patch
@@ -245,7 +246,7 @@ class _KeySteps:
         self.team = Team()
         self.share = self.team.share(_set(method.batch))
         self.starts = set(range(len(table)) if method.trajectory == "fresh" else schedules.jumps(table))
-        self.scheduler = model.scheduler("DDIMScheduler")
+        self.scheduler = model.network.scheduler("DDIMScheduler")
         self.levels = int(self.scheduler.config.num_train_timesteps)
         if _set(method.steps) > self.levels:
             raise BadRequest(f"setting 'steps' of KSCU: the model has {self.levels} noise levels, got {method.steps}")
@@ -325,7 +326,7 @@ class _KeySteps:
     def _predict(self, ask: Callable[..., Tensor], z: Tensor, t: Tensor, *rows: Tensor) -> Sequence[Tensor]:
         """One call for several texts at the same latents -> a prediction (b, c, h, w) a text."""
         stacked = torch.cat([r.expand(len(z), -1, -1) for r in rows])  # (k b, L, d)
-        return ask(z.repeat(len(rows), 1, 1, 1), t, stacked).chunk(len(rows))
+        return ask(z.repeat(len(rows), 1, 1, 1), t, Context({"rows": stacked})).chunk(len(rows))
 
     def _dynamic(self, step: int) -> float:
         slope = _set(self.method.slope)
@@ -389,12 +390,12 @@ class _KeySteps:
 
     def _pools(self) -> list[list[str]]:
         """Augmented texts by concept, those that the model's window holds; encoded here."""
-        rng, window = self.work.rng("augmentation"), self.model.card.streams[0].length
+        rng, window = self.work.rng("augmentation"), self.model.sizes("")[1]
         pools = [ten_texts(c, own, rng) for c, own in zip(self.concepts, self.texts, strict=True)]
         if self.method.pool == "mixed":
             pools = [mixed_texts(self.concepts, self.texts, rng)] * len(pools)
         pools = [
-            [t for t in pool if len(self.model.tokens(t)) <= window] or list(own)
+            [t for t in pool if self.model.sizes(t)[0] <= window] or list(own)
             for pool, own in zip(pools, self.texts, strict=True)
         ]
         new = sorted({t for pool in pools for t in pool} - self.rows.keys())

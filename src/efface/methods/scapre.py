@@ -27,8 +27,9 @@ from efface.work import Work, seed_of
 
 if TYPE_CHECKING:
     from efface.evidence.gather import Evidence
-    from efface.model import Encoded, Model
+    from efface.model import Model
     from efface.model.card import Card
+    from efface.model.text import Encoded
     from efface.request import Concept, Request
 
 __all__ = ["ScaPre"]
@@ -425,7 +426,7 @@ def _meaning(encoded: Encoded) -> torch.Tensor:
 
 def _operator(context: _Context, model: Model, sites: list[str]) -> tuple[Edit, dict[str, dict[str, float]]]:
     """The edit of the identity matrix is I + S; one S serves every site."""
-    stream = model.card.streams[0]
+    stream = model.card.doors[0]
     unit = torch.eye(stream.width, dtype=torch.float64)
     new, shared = context.site(unit, "")
     numbers = {}

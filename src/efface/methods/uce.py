@@ -22,8 +22,9 @@ from efface.patch import Dense, Edit, Operator, Patch
 
 if TYPE_CHECKING:
     from efface.evidence.gather import Evidence
-    from efface.model import Encoded, Model
+    from efface.model import Model
     from efface.model.card import Card
+    from efface.model.text import Encoded
     from efface.request import Concept, Request
     from efface.work import Work
 
@@ -132,7 +133,7 @@ class UCE:
         sites = [s.name for s in model.card.select(*(("cross.v",) if self.values_only else ("cross.k", "cross.v")))]
         if self.technique == "replace":
             left, right = (ridge.left, ridge.right) if ridge.thin else factors(ridge.operator())  # (d, r)
-            stream = model.card.streams[0].name
+            stream = model.card.doors[0].name
             edit = Operator(stream, left.float().contiguous(), right.float().contiguous(), tuple(sites))
             return Patch((edit,), {"numbers": _numbers(ridge, weights, left.shape[1])})
         edits: list[Edit] = []
