@@ -124,3 +124,6 @@ def _sites(unet: Mapping[str, Any]) -> list[Site]:
             stream = "text" if role in ("cross.k", "cross.v") else None
             found.append(Site(name, role, tuple(module.weight.shape), stream, module.bias is not None))
     return sorted(found, key=lambda s: s.name)
+
+
+PLUGIN = StableDiffusion

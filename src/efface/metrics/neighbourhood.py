@@ -214,3 +214,6 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     slope = float(away @ y / (away @ away))
     left = y - y.mean() - slope * away
     return slope, float(np.sqrt(left @ left / max(len(x) - 2, 1) / (away @ away)))
+
+
+PLUGIN = Neighbourhood
