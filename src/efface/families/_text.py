@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from efface.model.family import Parts
-from efface.model.text import Encoding, Spans
+from efface.model.text import Encoding
+from efface.numerics.rows import Spans
 
 __all__ = ["CLIP_TOKENIZERS", "clip_spans", "ids_of", "pooled", "read", "t5_spans"]
 
@@ -25,18 +26,17 @@ def ids_of(net: Parts, tokenizer: str, text: str) -> list[int]:
 
 def clip_spans(count: int, length: int) -> Spans:
     """Of `count` tokens with BOS and EOS in `length` rows."""
-    end = min(count, length)
-    return Spans((0, 1), (1, max(1, count - 1)), (max(1, count - 1), end), (end, length))
+    return Spans.of(count - 2, length)
 
 
 def t5_spans(count: int, length: int) -> Spans:
     """Of `count` tokens with EOS in `length` rows: T5 has no BOS."""
-    return Spans((0, 0), (0, count - 1), (count - 1, count), (count, length))
+    return Spans.of(count - 1, length, start=0)
 
 
 def pooled(vector: torch.Tensor) -> Encoding:
     """A vector (width,) as a stream of one row."""
-    return Encoding(vector[None], Spans((0, 0), (0, 1), (1, 1), (1, 1)))
+    return Encoding(vector[None], Spans.of(1, 1, start=0, end=0))
 
 
 @torch.inference_mode()

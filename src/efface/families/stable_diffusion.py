@@ -100,3 +100,6 @@ class StableDiffusion(UNetFamily):
             feature_extractor=None,  # pyright: ignore[reportArgumentType]
             requires_safety_checker=False,
         )  # pyright: ignore[reportCallIssue]
+
+
+PLUGIN = StableDiffusion

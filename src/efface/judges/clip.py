@@ -17,8 +17,7 @@ from scipy.special import softmax
 from efface.errors import BadRequest, WrongFile
 from efface.judges import Verdict, _pretrained, pictures, version_of
 
-# the first name is what the registry finds
-__all__ = ["load", "Clip"]  # noqa: RUF022
+__all__ = ["Clip", "load"]
 
 
 class Clip:
@@ -114,3 +113,6 @@ def load(
 def _vectors(found: Any) -> torch.Tensor:
     """Newer transformers answer with an object, older ones with the tensor itself."""
     return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+
+PLUGIN = load

@@ -18,8 +18,7 @@ from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.files import write_bytes
 from efface.judges import Judge, Verdict, sized
 
-# the first name is what the registry finds
-__all__ = ["load", "Garbage", "Reference", "fit", "save"]  # noqa: RUF022
+__all__ = ["Garbage", "Reference", "fit", "load", "save"]
 
 STATISTICS = (
     *("mahalanobis", "residual", "neighbours"),  # of features
@@ -199,3 +198,6 @@ def save(garbage: Garbage, judge: Judge, card: dict[str, Any], folder: Path) -> 
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     for name, content in (("garbage.safetensors", serialise(arrays)), ("garbage.json", text.encode())):
         write_bytes(folder / name, content)
+
+
+PLUGIN = load

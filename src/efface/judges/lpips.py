@@ -18,8 +18,7 @@ from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.files import cache_folder
 from efface.judges import fingerprint, pictures, same_weights, version_of
 
-# the first name is what the registry finds
-__all__ = ["load", "Lpips"]  # noqa: RUF022
+__all__ = ["Lpips", "load"]
 
 # per layer: name in the state dict, stride, padding, and whether a 3 x 3 maximum with stride 2 comes before it
 LAYERS = (("features.0", 4, 2, False), ("features.3", 1, 2, True), ("features.6", 1, 1, True),
@@ -108,3 +107,6 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise WrongFile(f"{file} cannot be read ({str(error).splitlines()[0][:120]}); convert it anew.") from None
+
+
+PLUGIN = load

@@ -18,8 +18,7 @@ from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.files import write_bytes
 from efface.judges import fingerprint, pictures, probes, same_weights, version_of
 
-# the first name is what the registry finds
-__all__ = ["load", "NudeNet", "save_card"]  # noqa: RUF022
+__all__ = ["NudeNet", "load", "save_card"]
 
 CLOSE = 1e-3  # scores of stored answers
 Boxes = tuple[tuple[str, float], ...]
@@ -132,3 +131,6 @@ def _read_card(file: Path | None) -> dict[str, Any]:
     if not isinstance(card, dict) or not {"self_test", "reference", "weights_sha256"} <= card.keys():
         raise WrongFile(f"Expected a detector's card with self_test and reference in {file}; make it with `save_card`.")
     return card
+
+
+PLUGIN = load

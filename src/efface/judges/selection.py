@@ -18,8 +18,7 @@ from torch import nn
 from efface.errors import Unavailable, WrongFile
 from efface.judges import world as reporting
 
-# the first name is what the registry finds
-__all__ = ["load", "Net", "SelectionJudge"]  # noqa: RUF022
+__all__ = ["Net", "SelectionJudge", "load"]
 
 FOLDER = "selection"
 EARLY, LATE, DEPTH = 64, 192, (3, 3)
@@ -102,3 +101,6 @@ def rebuilt(data: bytes, card: dict[str, Any]) -> Any:
     net = Net(len(card["objects"]), len(card["styles"]))
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in decode(data).items()})
     return net
+
+
+PLUGIN = load

@@ -16,8 +16,7 @@ import torch
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import pictures, probes, version_of
 
-# the first name is what the registry finds
-__all__ = ["load", "Features"]  # noqa: RUF022
+__all__ = ["Features", "load"]
 
 BATCH = 32
 
@@ -88,3 +87,6 @@ def _self_test(judge: Features) -> None:
     scale = max(1.0, float(np.abs(together).max()))
     if not np.abs(together - alone).max() <= 1e-4 * scale:
         raise WrongFile("Expected one image alone and in a batch to have the same features; the network mixes images.")
+
+
+PLUGIN = load

@@ -21,8 +21,7 @@ from efface.judges import Verdict, _pretrained, pictures, version_of
 from efface.numerics import calibration
 from efface.numerics.intervals import clopper_pearson
 
-# the first name is what the registry finds
-__all__ = ["load", "IMAGENETTE", "Classifier", "calibrate", "save_card"]  # noqa: RUF022
+__all__ = ["IMAGENETTE", "Classifier", "calibrate", "load", "save_card"]
 
 # class indices of ImageNet-1k: lists of names spell these differently ("chain saw", "chainsaw")
 IMAGENETTE: Mapping[str, tuple[int, ...]] = {
@@ -209,3 +208,6 @@ def _members(net: Any, classes: Mapping[str, tuple[int, ...]], match: Match) -> 
             folded = label.casefold()
             member[row] = [folded in name or name in folded for name in names]
     return member
+
+
+PLUGIN = load

@@ -14,8 +14,7 @@ from torch import nn
 from efface.errors import Unavailable, WrongFile
 from efface.judges import Verdict, sized
 
-# the first name is what the registry finds
-__all__ = ["load", "Net", "WorldJudge", "version"]  # noqa: RUF022
+__all__ = ["Net", "WorldJudge", "load", "version"]
 
 PREPROCESSING = {"size": 64, "resize": "none", "colours": "RGB", "scale": "x / 127.5 - 1", "dtype": "float32"}
 BATCH = 64
@@ -166,3 +165,6 @@ def version(card: dict[str, Any]) -> str:
     words = ["weights_sha256", "objects", "styles", "thresholds", "temperature", "preprocessing"]
     text = json.dumps({word: card[word] for word in words}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+PLUGIN = load

@@ -14,10 +14,10 @@ import torch
 
 from efface.errors import Unavailable
 from efface.evidence.needs import Needs
-from efface.methods import complete_prompts
+from efface.methods._constraints import complete_prompts
 from efface.model.places import Call, Rows, Step
 from efface.model.text import Context
-from efface.patch import Guard, Patch
+from efface.patch import Answer, Guard
 
 if TYPE_CHECKING:
     from efface.evidence.gather import Evidence
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from efface.request import Request
     from efface.work import Work
 
-__all__ = ["NegativePrompt", "Rule"]
-
-PRESETS: dict[str, dict[str, Any]] = {"efface": {}, "world": {}}
+__all__ = ["PRESETS", "NegativePrompt", "Rule"]
 
 
 @dataclass(frozen=True)
 class NegativePrompt:
     """One guard at the place `prompt`; anchors and kept texts have no part in it."""
 
-    text: str = ""  # what shall not be drawn; empty: the names and synonyms of the concepts, with commas between
-    prompt_file: str = ""  # complete prompts, one a line, for the one concept of kind sensitive
+    text: str = ""
+    """What shall not be drawn; empty for the names and synonyms of the concepts, with commas between."""
+    prompt_file: str = ""
+    """File of complete prompts, one a line, for the one concept of kind sensitive."""
 
     def ask(self, request: Request, card: Card) -> Needs:
         """Nothing: the text is encoded when pictures are drawn. Raises BadRequest, WrongFile, and Unavailable for a
@@ -46,9 +46,9 @@ class NegativePrompt:
         complete_prompts(self, request)
         return Needs()
 
-    def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
+    def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Answer:
         """One guard."""
-        return Patch((Guard("negative-prompt", {"text": self.text or self._names(request)}),), {"numbers": {}})
+        return Answer((Guard("negative-prompt", {"text": self.text or self._names(request)}),))
 
     def _names(self, request: Request) -> str:
         own = complete_prompts(self, request)
@@ -72,3 +72,7 @@ class Rule:
     def at(self, step: Step, state: Context, value: Rows, site: str) -> Rows:
         """The same rows, the unconditional ones moved."""
         return replace(value, context=value.context.moved(value.where("uncond"), state, self.strength))
+
+
+PRESETS: dict[str, NegativePrompt] = {"efface": NegativePrompt(), "world": NegativePrompt()}
+PLUGIN = NegativePrompt

@@ -152,3 +152,6 @@ def _losses(name: str, table: Table, first: str = "base", second: str = "edited"
         loss_cell(name, lost, won, sizes, n_na=int(n_na[k]), n_error=int(n_error[k]), concept=str(names[k]))
         for k, (sizes, lost, won) in enumerate(parts)
     ]
+
+
+PLUGIN = Accuracy

@@ -192,3 +192,6 @@ def _fsr(table: Table) -> list[Cell]:
     better, worse = int((gap < 0).sum()), int((gap > 0).sum())
     said = f"{len(gap) - better - worse} ties count as failures; sign test p = {sign_test(better, worse):.2g}"
     return [replace(cell, note="; ".join(t for t in (cell.note, said) if t))] if cell.state == "ok" else [cell]
+
+
+PLUGIN = Clip

@@ -150,3 +150,6 @@ def _summary(method: str, table: Table) -> Summary:
     classes: Any = tuple((targets[c], kept, synonyms[c]) for c in sorted(targets)) if whole else ()
     clip = float(values[quality].mean()) if quality.any() else None
     return Summary(method, mean("target"), kept, mean("synonym"), clip_coco=clip, classes=classes)
+
+
+PLUGIN = Composites

@@ -104,3 +104,6 @@ def _total(rate: Cell, sizes: np.ndarray, total: np.ndarray) -> Cell:
     low, high = cluster_bootstrap(total, sizes, np.random.default_rng(0), 2_000)
     return Cell("detections", value=float(count), low=float(low) * rate.n, high=float(high) * rate.n, hits=count,
                 note=note, **shared)  # fmt: skip
+
+
+PLUGIN = Detections

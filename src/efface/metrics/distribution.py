@@ -120,3 +120,6 @@ def _cell(
     said = note if fine else "; ".join(t for t in (note, "one prompt: no interval") if t)
     return Cell(name, side=side, value=measure(x, y), low=low, high=high, n=min(len(x), len(y)),
                 clusters=len(np.unique(both)), note=said)  # fmt: skip
+
+
+PLUGIN = Distribution

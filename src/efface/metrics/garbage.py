@@ -94,3 +94,6 @@ def _substitutes(name: str, side: str, table: Table) -> list[Cell]:
              clusters=prompts)
         for label, k in common for ends in (wilson(k, len(seen)),)
     ]  # fmt: skip
+
+
+PLUGIN = GarbageRate

@@ -107,3 +107,6 @@ def _image(row: Row) -> tuple[Any, ...]:
 
 
 _SOFTMAX = "needs a judge that may find several things in one image; this one names a single label"
+
+
+PLUGIN = InPrompt

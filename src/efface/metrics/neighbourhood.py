@@ -155,8 +155,7 @@ def text_space(model: Any, texts: Mapping[str, str]) -> dict[str, np.ndarray]:
     texts: the text of each concept; those that are longer than the model reads are left out. The first row is common
     to all texts of a causal encoder and would make everything alike.
     """
-    sizes = {t: model.sizes(t) for t in dict.fromkeys(texts.values())}
-    fits = {c: t for c, t in texts.items() if sizes[t][0] <= sizes[t][1]}
+    fits = {c: t for c, t in texts.items() if model.reads(t)}
     encoded = {e.text: e for e in model.encode(tuple(dict.fromkeys(fits.values())), whole=False)} if fits else {}
     rows = {t: (e.main.last - e.main.rows[0]).double().cpu().numpy() for t, e in encoded.items()}
     return {c: rows[t] for c, t in fits.items()}
@@ -214,3 +213,6 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     slope = float(away @ y / (away @ away))
     left = y - y.mean() - slope * away
     return slope, float(np.sqrt(left @ left / max(len(x) - 2, 1) / (away @ away)))
+
+
+PLUGIN = Neighbourhood

@@ -139,3 +139,6 @@ def _mean(name: str, side: str, cells: list[Cell], over: str, absent: str) -> Ce
         n=sum(c.n for c in good), clusters=sum(c.clusters for c in good), note=f"mean of {len(good)}{of} ({over})",
         **counts,
     )  # fmt: skip
+
+
+PLUGIN = Unlearning

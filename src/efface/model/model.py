@@ -169,6 +169,11 @@ class Model:
         """Tokens of the text's own, and how many of them the model reads."""
         return self.network.family.sizes(self.network, text)
 
+    def reads(self, text: str) -> bool:
+        """Whether the model reads a text to its end."""
+        size, most = self.sizes(text)
+        return size <= most
+
     # --- weights ----------------------------------------------------------------------------------------------------
 
     def weight(self, site: str) -> torch.Tensor:

@@ -8,30 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from efface.model.card import Door
+from efface.numerics.rows import Spans
 
-__all__ = ["Context", "Encoded", "Encoding", "Spans"]
-
-Span = tuple[int, int]
-"""First row and the row after the last."""
-
-
-@dataclass(frozen=True)
-class Spans:
-    """Where the rows of one text lie in one stream.
-
-    start: rows before the text (BOS), none with T5. content: the text's own tokens, none of the empty text. end: EOS.
-    padding: all rows after it.
-    """
-
-    start: Span
-    content: Span
-    end: Span
-    padding: Span
-
-    @property
-    def last(self) -> int:
-        """The last content row; of the empty text the row before its end, or its end where there is none before."""
-        return max(self.content[1] - 1, 0)
+__all__ = ["Context", "Encoded", "Encoding"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +32,6 @@ class Encoded:
 
     text: str
     streams: Mapping[str, Encoding]
-
-    @property
-    def rows(self) -> torch.Tensor:
-        return self.main.rows
-
-    @property
-    def count(self) -> int:
-        return self.main.spans.last + 2
 
     @property
     def main(self) -> Encoding:
@@ -102,6 +73,11 @@ class Context:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Context:
         return Context({name: tensor.to(device, dtype) for name, tensor in self.tensors.items()})
+
+    def noisy(self, scale: float, generator: torch.Generator) -> Context:
+        """With a little Gaussian noise, drawn on the CPU."""
+        noise = {n: torch.randn(t.shape, generator=generator).to(t) for n, t in self.tensors.items()}
+        return Context({n: t + scale * noise[n] for n, t in self.tensors.items()})
 
     def clone(self) -> Context:
         """With tensors that a backward pass may keep."""
