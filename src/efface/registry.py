@@ -40,6 +40,7 @@ KINDS = {
     "judges": "judge",
     "suites": "suite",
     "families": "family",
+    "engines": "engine",
 }
 
 

@@ -84,6 +84,10 @@ class Change(Protocol):
         """A gated part without its gate, at this strength."""
         ...
 
+    def save(self, path: str | Path) -> Path:
+        """Write it as a file that another process can load."""
+        ...
+
     def verify(self, model: Model) -> None:
         """Raise WrongBase unless it was made for this model."""
         ...
