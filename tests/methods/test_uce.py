@@ -15,11 +15,12 @@ from conftest import REFERENCE, make_pipe
 from efface.erasure import plan, solve
 from efface.errors import BadRequest, NothingChanged, WrongFile
 from efface.evidence.gather import gather
+from efface.methods._constraints import doors
 from efface.methods.uce import UCE
 from efface.model import Model
 from efface.model.text import Encoded
 from efface.patch import Dense, Operator, Patch
-from efface.registry import resolve
+from efface.registry import choose, resolve
 from efface.request import Concept, Request
 from efface.work import Work
 
@@ -164,8 +165,10 @@ def test_a_style_goes_to_art_in_the_released_script_and_everything_else_to_nothi
 @pytest.mark.parametrize(("kept", "scale"), [(0, 1.0), (1, 0.5), (3, 0.25), (30, 0.1)])
 def test_the_weight_of_kept_texts_follows_the_2023_rule(kept: int, scale: float, reference: Model) -> None:
     request = Request.build(["dog"], [f"house {i}" for i in range(kept)], preset="paper")
-    assert resolve(UCE(), request, reference.card)._preserve(request) == scale
-    assert resolve(UCE(preserve_scale=0.7), request, reference.card)._preserve(request) == 0.7
+    for asked, wanted in (({}, scale), ({"preserve_scale": 0.7}, 0.7), ({"preserve_scale": 0.0}, 0.0)):
+        method = resolve(choose("uce", asked), request, reference.card)
+        assert isinstance(method, UCE)
+        assert method.preserve(request) == wanted
 
 
 def test_the_recipe_states_condition_residual_and_rank(reference: Model) -> None:
@@ -184,7 +187,9 @@ def test_more_rows_than_directions_are_stored_as_one_operator_of_the_texts_width
     assert isinstance(edit, Operator)
     assert edit.left.shape == edit.right.shape == (width, numbers["rank"])
     assert numbers["rank"] <= width < numbers["constraints"]
-    rows, guides, weights, _, erased = made.method._constraints(gather(reference, made.needs, Work()), made.request)
+    (door,) = doors(reference.card)
+    found = made.method.constraints(gather(reference, made.needs, Work()), made.request, door)
+    rows, guides, weights, _, erased = found
     assert int(erased.sum()) > 2 * width
     weighed = weights[:, None] * rows
     system = rows.T @ weighed + 0.1 * torch.eye(width, dtype=torch.float64)

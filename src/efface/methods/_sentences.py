@@ -68,12 +68,12 @@ class KeptSentences:
         """The texts of concepts, anchors and kept texts, and the empty text; no pictures, no denoiser."""
         self.texts.check(request)
         pairs = [t for c in request.concepts for pair in self.texts.pairs(c, request, self.companions) for t in pair]
-        asked = ["", *pairs, *self._kept(request)]
+        asked = ["", *pairs, *self.kept_texts(request)]
         if self.anchor == "nearest" and self.texts.expand == "code":  # every kept thing may become an anchor
             asked += [w.filled(t) for t in Kept.of(request).things for w in wordings("released", "object")]
         return Needs(texts=tuple(dict.fromkeys(asked)))
 
-    def _kept(self, request: Request) -> dict[str, float]:
+    def kept_texts(self, request: Request) -> dict[str, float]:
         """Texts that keep their outputs, the empty one first, and their weights."""
         weights = {text: self.keep_scale * share for text, share in self.texts.kept(request).items()}
         return {"": self.empty_scale} | weights
@@ -97,7 +97,7 @@ class KeptSentences:
         """The equation of a door, solved for the identity matrix in place of a weight."""
         blocks = erased(evidence, request, self.texts, door, self.companions)
         rows = TextRows.of(blocks, evidence, door, self.balance)
-        weights = self._kept(request)
+        weights = self.kept_texts(request)
         texts = kept(evidence, weights, "content-to-end", door)
         weighed = [(r, w) for streams, w in zip(texts, weights.values(), strict=True) for r in streams if w]
         gram = spectral.gram_of(weighed) if weighed else None  # (d, d)

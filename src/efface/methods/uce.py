@@ -107,7 +107,7 @@ class UCE:
         blocks = [(b.rows, b.guides, self.erase_scale) for b in erased(evidence, request, self.texts, door)]
         stays = [r for streams in kept(evidence, self._kept(request), self.rows, door) for r in streams]
         first = len(blocks)
-        blocks += [(r, r, self._preserve(request)) for r in stays]
+        blocks += [(r, r, self.preserve(request)) for r in stays]
         sizes = torch.tensor([len(rows) for rows, _, _ in blocks])
         return Constraints(
             rows=torch.cat([rows for rows, _, _ in blocks]).double(),
@@ -121,7 +121,8 @@ class UCE:
         """Kept texts; the empty text belongs to them wherever padding is edited."""
         return request.kept_texts if self.rows == "last" else tuple(dict.fromkeys(("", *request.kept_texts)))
 
-    def _preserve(self, request: Request) -> float:
+    def preserve(self, request: Request) -> float:
+        """Weight of a kept text."""
         if isinstance(self.preserve_scale, str):
             return max(0.1, 1 / (1 + len(request.kept_texts)))
         return self.preserve_scale
