@@ -15,7 +15,6 @@ from conftest import REFERENCE, make_pipe
 from efface.erasure import plan, solve
 from efface.errors import BadRequest, NothingChanged, WrongFile
 from efface.evidence.gather import gather
-from efface.methods._constraints import doors
 from efface.methods.uce import UCE
 from efface.model import Model
 from efface.model.text import Encoded
@@ -187,7 +186,7 @@ def test_more_rows_than_directions_are_stored_as_one_operator_of_the_texts_width
     assert isinstance(edit, Operator)
     assert edit.left.shape == edit.right.shape == (width, numbers["rank"])
     assert numbers["rank"] <= width < numbers["constraints"]
-    (door,) = doors(reference.card)
+    (door,) = reference.card.doors
     found = made.method.constraints(gather(reference, made.needs, Work()), made.request, door)
     rows, guides, weights, _, erased = found
     assert int(erased.sum()) > 2 * width

@@ -27,8 +27,8 @@ from efface.errors import BadRequest, EffaceError, Unavailable
 from efface.work import Work
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
-    from ray.actor import ActorHandle
+    from ray import ObjectRef  # pyright: ignore[reportMissingImports]
+    from ray.actor import ActorHandle  # pyright: ignore[reportMissingImports]
 
 __all__ = ["Ray"]
 
