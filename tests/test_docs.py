@@ -22,10 +22,11 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 AGREED = (
     "README.md", "NOTICE", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "docs/flow.md", "docs/adding-a-method.md",
-    "docs/patch-format.md", "docs/properties.md", "docs/log.md", "docs/methods/uce.md", "docs/methods/scapre.md",
+    "docs/patch-format.md", "docs/properties.md", "docs/results.md", "benchmarks/log/README.md", "docs/methods/uce.md", "docs/methods/scapre.md",
     "docs/world.md", "docs/judges.md",
 )  # fmt: skip
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+LOGS = sorted((ROOT / "benchmarks" / "log").glob("*.md"))  # names in them are those of the day
 TEST_NAME = re.compile(r"(tests/[\w/]+\.py)(?:::(test_\w+))?")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -75,6 +76,20 @@ def functions(file: str) -> frozenset[str]:
     return frozenset(n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef))
 
 
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [("benchmarks/results.py", "docs/results.md"), ("docs/rooms.py", "docs/flow.md")],
+)
+def test_a_page_that_a_script_writes_is_up_to_date(script: str, page: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{page}: {done.stderr}"
+
+
+def test_every_month_of_the_log_is_on_its_page() -> None:
+    text = (ROOT / "benchmarks" / "log" / "README.md").read_text(encoding="utf-8")
+    assert {p.name for p in LOGS} - {"README.md"} == set(LINK.findall(text)) & {p.name for p in LOGS}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_test_that_a_page_names_exists(page: Path) -> None:
     for file, test in TEST_NAME.findall(page.read_text(encoding="utf-8")):
@@ -93,7 +108,7 @@ def test_the_table_of_properties_names_tests_and_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, *LOGS], ids=name_of)
 def test_every_link_to_a_file_leads_there(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if not re.match(r"[a-z]+:", target):
