@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from functools import cache
@@ -22,14 +23,21 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 AGREED = (
     "README.md", "NOTICE", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "docs/flow.md", "docs/adding-a-method.md",
-    "docs/patch-format.md", "docs/properties.md", "docs/results.md", "benchmarks/log/README.md", "docs/methods/uce.md", "docs/methods/scapre.md",
-    "docs/world.md", "docs/judges.md",
+    "docs/patch-format.md", "docs/properties.md", "docs/results.md", "benchmarks/log/README.md", "docs/glossary.md",
+    "docs/methods/uce.md", "docs/methods/scapre.md", "docs/world.md", "docs/judges.md", "docs/reproduction.md",
+    "docs/presets.md", "docs/training.md",
 )  # fmt: skip
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 LOGS = sorted((ROOT / "benchmarks" / "log").glob("*.md"))  # names in them are those of the day
 TEST_NAME = re.compile(r"(tests/[\w/]+\.py)(?:::(test_\w+))?")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+METHOD_WORDS = 900  # of a method's page: five minutes
+LONGEST_SENTENCE, MEDIAN_SENTENCE = 35, 14
+NOUNS = 30
+MUTE = {"attacks", "families", "numerics", "runs"}  # rooms whose docstring is still to be written
 
 
 def name_of(page: Path) -> str:
@@ -78,7 +86,11 @@ def functions(file: str) -> frozenset[str]:
 
 @pytest.mark.parametrize(
     ("script", "page"),
-    [("benchmarks/results.py", "docs/results.md"), ("docs/rooms.py", "docs/flow.md")],
+    [
+        ("benchmarks/results.py", "docs/results.md"),
+        ("docs/rooms.py", "docs/flow.md"),
+        ("docs/presets.py", "docs/presets.md"),
+    ],
 )
 def test_a_page_that_a_script_writes_is_up_to_date(script: str, page: str) -> None:
     done = subprocess.run([sys.executable, ROOT / script, "--check"], capture_output=True, text=True, check=False)
@@ -88,6 +100,59 @@ def test_a_page_that_a_script_writes_is_up_to_date(script: str, page: str) -> No
 def test_every_month_of_the_log_is_on_its_page() -> None:
     text = (ROOT / "benchmarks" / "log" / "README.md").read_text(encoding="utf-8")
     assert {p.name for p in LOGS} - {"README.md"} == set(LINK.findall(text)) & {p.name for p in LOGS}
+
+
+def words(text: str) -> int:
+    return len([w for w in text.replace("|", " ").split() if re.search(r"\w", w)])
+
+
+def sentences(text: str) -> list[str]:
+    """Of everything outside code; a cell of a table and an item of a list end a sentence."""
+    found = []
+    for line in FENCE.sub("", text).splitlines():
+        cells = line.strip().strip("|").split("|") if line.startswith("|") else [line]
+        plain = (re.sub(r"^(#+|[-*])\s+", "", re.sub(r"\]\([^)]*\)", "]", c.strip())) for c in cells)
+        found += [s for p in plain for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z`\[\"0-9*])", p) if words(s)]
+    return found
+
+
+def test_sentences_end_at_points_cells_and_items() -> None:
+    text = "One two. `Three` four\n```\nno. No\n```\n- five\n| six | seven eight |\n|---|---|\n[nine](a.md): Ten."
+    assert sentences(text) == ["One two.", "`Three` four", "five", "six", "seven eight", "[nine]:", "Ten."]
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=name_of)
+def test_the_page_of_a_method_is_read_in_five_minutes(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert words(FENCE.sub("", text)) <= METHOD_WORDS
+    lengths = [words(s) for s in sentences(text)]
+    assert max(lengths) <= LONGEST_SENTENCE
+    assert statistics.median(n for n in lengths if n > 3) <= MEDIAN_SENTENCE  # shorter ones are labels
+    parts = re.findall(r"^## (.*)", text, re.MULTILINE)
+    assert [p for p in parts if p != "Cost"] == ["Idea", "Formula", "Settings", "When to use it", "Limits"]
+
+
+def test_the_glossary_has_at_most_thirty_nouns_in_rooms_that_exist() -> None:
+    text = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")][2:]
+    nouns = [noun for noun, _, _ in rows]
+    assert 20 < len(nouns) <= NOUNS
+    assert len(set(nouns)) == len(nouns)
+    for noun, what, rooms in rows:
+        assert 1 <= len(sentences(what)) <= 2, noun
+        assert all(words(s) <= LONGEST_SENTENCE for s in sentences(what)), noun
+        for room in re.findall(r"`([^`]+)`", rooms):
+            assert (ROOT / "src" / "efface" / room).exists(), f"{noun}: {room}"
+
+
+def test_every_room_says_in_one_sentence_what_it_is() -> None:
+    text = (DOCS / "flow.md").read_text(encoding="utf-8")
+    between = text.partition("<!-- rooms -->")[2].partition("<!-- end of rooms -->")[0]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in between.splitlines() if line.startswith("|")][
+        2:
+    ]
+    assert len(rows) > 20
+    assert {room.strip("`/") for _, room, what in rows if not what} <= MUTE
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
