@@ -104,17 +104,19 @@ SHAPES = {"sd15": SD15, "sdxl": SDXL}
 
 @dataclass(frozen=True)
 class Cost:
-    """One command: what it did, its seconds, the largest resident size and what it wrote."""
+    """One command: what it did, seconds that passed and that processors worked, its memory, bytes that it wrote."""
 
     model: str
     command: str
     seconds: float
+    busy: float
     gigabytes: float
     written: int
 
     def line(self) -> str:
         size = f"{self.written / 1e9:.1f} GB" if self.written >= 1e9 else f"{self.written / 1e6:.1f} MB"
-        return f"| {self.model} | {self.command} | {self.seconds:.0f} s | {self.gigabytes:.1f} GB | {size} |"
+        spent = f"{self.seconds:.0f} s | {self.busy:.0f} s"
+        return f"| {self.model} | {self.command} | {spent} | {self.gigabytes:.1f} GB | {size} |"
 
 
 # --- a folder of random weights ---------------------------------------------------------------------------------------
@@ -232,7 +234,8 @@ def measured(title: str, said: str, arguments: list[str], out: Path) -> Cost:
             last = words.read().decode(errors="replace").strip().splitlines()
             raise RuntimeError(last[-1] if last else f"exit status {status}")
     files = [out] if out.is_file() else [f for f in out.rglob("*") if f.is_file()]
-    return Cost(title, said, seconds, usage.ru_maxrss * 1024 / 1e9, sum(f.stat().st_size for f in files))
+    written = sum(f.stat().st_size for f in files)
+    return Cost(title, said, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9, written)
 
 
 def costs(shape: Shape, folder: Path, concepts: int, kept: int) -> Iterator[Cost]:
@@ -259,7 +262,7 @@ def table(rows: list[Cost]) -> str:
     """The README's table."""
     if not rows:
         return "Not measured yet: `python benchmarks/full_size.py --write` fills this table.\n"
-    head = "| model | command | time | largest memory | written |\n|---|---|---|---|---|"
+    head = "| model | command | time | of processors | largest memory | written |\n|---|---|---|---|---|---|"
     return "\n".join([head, *(row.line() for row in rows)]) + "\n"
 
 

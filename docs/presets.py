@@ -51,7 +51,8 @@ def section(name: str) -> Iterator[str]:
     """One method: a table of its presets, and a line for each preset by kind."""
     found = getattr(sys.modules[registry.find("methods", name).__module__], "PRESETS", {})
     presets = {p: dict(flat(v)) for p, v in found.items()}
-    if not presets:
+    if not any(presets.values()):
+        yield f"\n## `{name}`\n\nIts presets ({', '.join(f'`{p}`' for p in presets)}) set nothing."
         return
     whole = [p for p in presets if "/" not in p]
     settings = dict.fromkeys(s for p in whole for s in presets[p])
