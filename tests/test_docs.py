@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import statistics
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,35 @@ def functions(file: str) -> frozenset[str]:
 def test_a_page_that_a_script_writes_is_up_to_date(script: str, page: str) -> None:
     done = subprocess.run([sys.executable, ROOT / script, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{page}: {done.stderr}"
+
+
+def test_a_measured_rate_needs_its_n_and_its_conditions(tmp_path: Path) -> None:
+    results = _script("benchmarks/results.py")
+    data = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    assert len(results.read()[0]) == len(data["tables"]) > 15
+
+    def refused(**changes: Any) -> str:
+        table = data["tables"][0] | changes
+        file = tmp_path / "results.json"
+        file.write_text(json.dumps(data | {"tables": [table]}), encoding="utf-8")
+        with pytest.raises(ValueError, match=table["id"]) as caught:
+            results.read(file)
+        return str(caught.value)
+
+    assert "no n" in refused(head=["what", "base"], rows=[["targets shown", {"value": 1.0, "unit": "%"}]])
+    assert "conditions" in refused(conditions="elsewhere")
+    assert "date" in refused(date="")
+    assert "a row of 1 cells" in refused(rows=[["targets shown"]])
+
+
+def _script(file: str) -> Any:
+    """A script as a module."""
+    spec = spec_from_file_location(Path(file).stem, ROOT / file)
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_every_month_of_the_log_is_on_its_page() -> None:
