@@ -1,13 +1,12 @@
 """Write docs/presets.md, what every preset of every method sets: `python docs/presets.py` (`--check` only compares).
 
-The values come from `PRESETS` in the methods' files; a value of several parts is shown part by part.
+The values come from `PRESETS` in the methods' files; a group of settings is shown setting by setting.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,12 @@ PAGE = Path(__file__).parent / "presets.md"
 INTRO = """# Presets
 
 `python docs/presets.py` writes this page from the methods' files. `--preset NAME` chooses a preset, \
-`--set NAME=VALUE` changes one setting of it. The pages of the methods say what a setting means.
+`--set NAME=VALUE` changes one setting of it. The last word of a setting's name is enough where no other setting has \
+it. The pages of the methods say what a setting means. An empty cell: the preset has no such setting.
 
-A preset by kind is written `NAME/KIND`. It is used when every concept of a request has that kind, and changes only \
-what stands in its line.
+A preset by kind is written `NAME/KIND`. It is used when every concept of a request has that kind. Its line says what \
+it has otherwise than `NAME`.
 """
-
-
-def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted name."""
-    for name, value in values.items():
-        inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)} if _several(value) else value
-        if isinstance(inner, Mapping):
-            yield from flat(inner, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
-
-
-def _several(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def shown(value: Any) -> str:
@@ -49,11 +35,7 @@ def shown(value: Any) -> str:
 
 def section(name: str) -> Iterator[str]:
     """One method: a table of its presets, and a line for each preset by kind."""
-    found = getattr(sys.modules[registry.find("methods", name).__module__], "PRESETS", {})
-    presets = {p: dict(flat(v)) for p, v in found.items()}
-    if not any(presets.values()):
-        yield f"\n## `{name}`\n\nIts presets ({', '.join(f'`{p}`' for p in presets)}) set nothing."
-        return
+    presets = {p: registry.flat(v) for p, v in registry.presets_of(registry.find("methods", name)).items()}
     whole = [p for p in presets if "/" not in p]
     settings = dict.fromkeys(s for p in whole for s in presets[p])
     yield f"\n## `{name}`\n\n| setting | {' | '.join(f'`{p}`' for p in whole)} |\n|{'---|' * (len(whole) + 1)}"
@@ -62,7 +44,10 @@ def section(name: str) -> Iterator[str]:
         yield f"| `{setting}` | {' | '.join(values)} |"
     if kinds := [p for p in presets if "/" in p]:
         yield ""
-        yield from (f"- `{p}`: {', '.join(f'`{s}` {shown(v)}' for s, v in presets[p].items())}" for p in kinds)
+    for kind in kinds:
+        usual = presets[kind.partition("/")[0]]
+        other = (f"`{s}` {shown(v)}" for s, v in presets[kind].items() if usual.get(s) != v)
+        yield f"- `{kind}`: {', '.join(other)}"
 
 
 def page() -> str:

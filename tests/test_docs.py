@@ -71,8 +71,9 @@ def test_every_plug_in_has_a_page_and_every_page_a_plug_in(kind: str) -> None:
 def test_the_page_of_a_method_names_its_paper_every_preset_and_every_setting(method: str) -> None:
     cls = registry.find("methods", method)
     text = (DOCS / "methods" / f"{method}.md").read_text(encoding="utf-8")
-    settings = set(cls.__dataclass_fields__)
-    presets = {p.partition("/")[0] for p in registry.presets_of(cls())}
+    found = registry.presets_of(cls)
+    settings = {s for preset in found.values() for s in registry.flat(preset)}
+    presets = {p.partition("/")[0] for p in found}
     assert {s for s in (*settings, *presets) if f"`{s}`" not in text} == set()
     papers = re.findall(r"\d{4}\.\d{5}", sys.modules[cls.__module__].__doc__ or "")
     assert papers
