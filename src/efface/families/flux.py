@@ -163,3 +163,6 @@ def _places(height: int, width: int) -> torch.Tensor:
     """(h w, 3): nought, line and column of each packed row."""
     lines, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([torch.zeros_like(lines), lines, columns], dim=-1).reshape(-1, 3)
+
+
+PLUGIN = Flux

@@ -153,3 +153,6 @@ class StableDiffusion3(FlowFamily):
 
 def _reads_t5(card: Card) -> bool:
     return any(s.name == "t5" for s in card.streams)
+
+
+PLUGIN = StableDiffusion3

@@ -144,3 +144,6 @@ class StableDiffusionXL(UNetFamily):
 
         zeros = bool(index.get("force_zeros_for_empty_prompt", True))
         return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+
+
+PLUGIN = StableDiffusionXL
