@@ -1,4 +1,4 @@
-"""A random tiny pipeline of every family: a row of the table builds one; nothing else in the tests knows an architecture.
+"""A random tiny pipeline of every family: a row of the table builds one. Nothing else in the tests knows a family.
 
 Each pipeline reacts to its prompt: weights of the text path are multiplied until another prompt moves some pixel by a
 tenth of the range.
@@ -19,6 +19,7 @@ from conftest import REFERENCE, make_pipe
 __all__ = ["FAMILIES", "Tiny"]
 
 WORDS = 30.0  # what token embeddings of CLIP are multiplied by: at their start they are lost beside the positions
+T5_WORDS = 1024
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,22 @@ def t5(width: int) -> Any:
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
-        vocab_size=128, d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
+        vocab_size=T5_WORDS, d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
         is_encoder_decoder=False,
     )  # fmt: skip
     return T5EncoderModel(config)
 
 
 def t5_tokenizer() -> Any:
-    """One token a letter."""
+    """One token a word that CLIP's tokenizer knows, else one a letter."""
     from transformers import T5TokenizerFast
 
-    letters = [(chr(c), -3.0) for c in range(33, 127)]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
-    return T5TokenizerFast(vocab=vocabulary, extra_ids=0)
+    known = json.loads((REFERENCE / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    words = sorted(w.removesuffix("</w>") for w in known if w.endswith("</w>"))
+    pieces = [(f"▁{w}", -5.0) for w in words if w.isalpha() and len(w) > 1]
+    letters = [(chr(c), -20.0) for c in range(33, 127)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -10.0), *letters, *pieces]
+    return T5TokenizerFast(vocab=vocabulary[:T5_WORDS], extra_ids=0)
 
 
 def vae(**more: Any) -> Any:
@@ -166,13 +170,13 @@ def sd3(reads_t5: bool = True, **transformer: Any) -> Any:
 
     network = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=96, pooled_projection_dim=80,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=128, pooled_projection_dim=80,
         pos_embed_max_size=32, **transformer,
     )  # fmt: skip
     return StableDiffusion3Pipeline(
-        transformer=boosted(network, {"add_v_proj.weight": 4.0, "attn.to_out.0.weight": 4.0, ".proj_out.weight": 4.0}),
+        transformer=boosted(network, {"add_v_proj.weight": 4.0, "attn.to_out.0.weight": 4.0}),
         vae=flow_vae(), text_encoder=clip(32), text_encoder_2=clip(48, "gelu"),
-        text_encoder_3=t5(96) if reads_t5 else None, tokenizer=tokenizer(), tokenizer_2=tokenizer(),
+        text_encoder_3=t5(128) if reads_t5 else None, tokenizer=tokenizer(), tokenizer_2=tokenizer(),
         tokenizer_3=t5_tokenizer() if reads_t5 else None,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )  # fmt: skip
@@ -183,16 +187,16 @@ def flux(dev: bool) -> Any:
 
     network = FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=48, pooled_projection_dim=32, guidance_embeds=dev, axes_dims_rope=(4, 4, 8),
+        joint_attention_dim=128, pooled_projection_dim=32, guidance_embeds=dev, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
+    attention = {f"{name}.weight": 4.0 for name in ("add_v_proj", "attn.to_v", "attn.to_out.0", "proj_out")}
     return FluxPipeline(
-        transformer=boosted(network, FLUX_BOOST), vae=flow_vae(), text_encoder=clip(32, projects=False),
-        text_encoder_2=t5(48), tokenizer=tokenizer(), tokenizer_2=t5_tokenizer(),
+        transformer=boosted(network, attention | {"text_embedder.linear_1.weight": 4.0, "norm.linear.weight": 2.0}), vae=flow_vae(),
+        text_encoder=clip(32, projects=False), text_encoder_2=t5(128), tokenizer=tokenizer(), tokenizer_2=t5_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0 if dev else 1.0, use_dynamic_shifting=dev),
     )  # fmt: skip
 
 
-FLUX_BOOST = {"add_v_proj.weight": 4.0, "attn.to_v.weight": 4.0, "attn.to_out.0.weight": 4.0, "proj_out.weight": 4.0, "text_embedder.linear_1.weight": 2.0}
 SMALL = {"size": [32, 32]}  # FLUX draws 128 x 128 latents by default
 FAMILIES = {
     "stable-diffusion": Tiny("stable-diffusion", stable_diffusion),
