@@ -34,6 +34,8 @@ class Tiny:
     """Whether guidance compares with an unconditional side."""
     told: bool = True
     """Whether guidance changes anything."""
+    reads_on: bool = False
+    """Whether some encoder reads on where CLIP's window ends."""
     fast: bool = True
     """Whether it is its family's smallest case."""
     absent: tuple[str, ...] = ()
@@ -148,7 +150,7 @@ def sdxl(**index: Any) -> Any:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64), layers_per_block=1,
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2), attention_head_dim=(2, 4), use_linear_projection=True,
         cross_attention_dim=80, addition_embed_type="text_time", addition_time_embed_dim=8,
@@ -191,8 +193,9 @@ def flux(dev: bool) -> Any:
     )  # fmt: skip
     attention = {f"{name}.weight": 4.0 for name in ("add_v_proj", "attn.to_v", "attn.to_out.0", "proj_out")}
     return FluxPipeline(
-        transformer=boosted(network, attention | {"text_embedder.linear_1.weight": 4.0, "norm.linear.weight": 2.0}), vae=flow_vae(),
-        text_encoder=clip(32, projects=False), text_encoder_2=t5(128), tokenizer=tokenizer(), tokenizer_2=t5_tokenizer(),
+        transformer=boosted(network, attention | {"text_embedder.linear_1.weight": 4.0, "norm.linear.weight": 2.0}),
+        vae=flow_vae(), text_encoder=clip(32, projects=False), text_encoder_2=t5(128), tokenizer=tokenizer(),
+        tokenizer_2=t5_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0 if dev else 1.0, use_dynamic_shifting=dev),
     )  # fmt: skip
 
@@ -202,9 +205,9 @@ FAMILIES = {
     "stable-diffusion": Tiny("stable-diffusion", stable_diffusion),
     "sdxl": Tiny("sdxl", sdxl),
     "sdxl with an empty text": Tiny("sdxl", lambda: sdxl(force_zeros_for_empty_prompt=False), fast=False),
-    "sd3": Tiny("sd3", sd3),
-    "sd3.5": Tiny("sd3", lambda: sd3(dual_attention_layers=(0,), qk_norm="rms_norm"), fast=False),
+    "sd3": Tiny("sd3", sd3, reads_on=True),
+    "sd3.5": Tiny("sd3", lambda: sd3(dual_attention_layers=(0,), qk_norm="rms_norm"), reads_on=True, fast=False),
     "sd3 without T5": Tiny("sd3", lambda: sd3(reads_t5=False), fast=False, absent=("text_encoder_3", "tokenizer_3")),
-    "flux dev": Tiny("flux", lambda: flux(True), SMALL, guided=False),
-    "flux schnell": Tiny("flux", lambda: flux(False), SMALL, guided=False, told=False, fast=False),
+    "flux dev": Tiny("flux", lambda: flux(True), SMALL, guided=False, reads_on=True),
+    "flux schnell": Tiny("flux", lambda: flux(False), SMALL, guided=False, told=False, reads_on=True, fast=False),
 }
