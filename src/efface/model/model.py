@@ -207,7 +207,7 @@ class Model:
         """
         in_memory = isinstance(self._source, Pipeline)
         parts = {s: _digest(s, self.base_weight(s) if in_memory else self.network.stored(s)) for s in sites}
-        for stream in {name: None for door in self.card.doors for name in door.streams}:
+        for stream in (s.name for s in self.card.streams):
             parts[f"stream:{stream}"] = _digest(stream, self.network.embeddings(stream))
         return {"name": self.card.name, "family": self.card.family, "parts": dict(sorted(parts.items()))}
 

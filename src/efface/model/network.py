@@ -30,7 +30,7 @@ class Network:
     # --- parts -----------------------------------------------------------------------------------------------------
 
     def part(self, name: str) -> Any:
-        """A part of the family by name, loaded at first use."""
+        """A part of the family by name, loaded at first use; None for one that this model lacks."""
         if name not in self._parts:
             with torch.inference_mode(False):  # weights made inside inference mode could not be edited in place
                 self._parts[name] = self.source.part(name, self.device, self.dtype)
@@ -48,7 +48,7 @@ class Network:
     @property
     def weighed(self) -> tuple[str, ...]:
         """The parts whose weights are read."""
-        return tuple(p.name for p in self.family.parts if p.weighed)
+        return tuple(p.name for p in self.family.parts if p.weighed and self.source.has(p.name))
 
     def module(self, site: str) -> torch.nn.Module:
         """The module that holds a site's weight."""

@@ -70,8 +70,9 @@ def last_row(embedding: Tensor, spans: Spans) -> Tensor:
 
 
 def end_row(embedding: Tensor, spans: Spans) -> Tensor:
-    """The first row of the end of a text (L, d), as (1, d)."""
-    return embedding[spans.end[0] : spans.end[0] + 1]
+    """The first row of the end of a text (L, d), as (1, d); of a vector, which has no end, its one row."""
+    at = min(spans.end[0], len(embedding) - 1)
+    return embedding[at : at + 1]
 
 
 def without_start(embedding: Tensor, spans: Spans) -> Tensor:
