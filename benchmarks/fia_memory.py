@@ -82,7 +82,7 @@ class Watch:
 def extra_memory(score: str, steps: int, folder: Path) -> float:
     """MB beyond the weights while one concept is recorded and solved; files go into `folder`."""
     model: Any = FeedForwards()
-    model.scheduler().set_timesteps(50)  # what the first use loads is no memory of the method
+    model.network.scheduler().set_timesteps(50)  # what the first use loads is no memory of the method
     request = Request.build("dog", preset="efface").settle({})
     chosen = choose("fia", {"score": score, "prompts": 2, "saliency_steps": steps})
     method = resolve(chosen, request, model.card)

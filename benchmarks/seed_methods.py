@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,10 +28,11 @@ import efface
 from efface.cli.options import prepare
 from efface.erasure import plan
 from efface.evidence.gather import Evidence, gather
-from efface.methods._constraints import doors
+from efface.families._text import clip_spans
 from efface.methods.scapre import LargeScale, ScaPre, System
-from efface.model import Encoded, Model, sampler
-from efface.model.card import Card, Site, Stream
+from efface.model import Model, sampler
+from efface.model.card import Card, Door, Site, Stream
+from efface.model.text import Context, Encoded, Encoding
 from efface.numerics import schedules
 from efface.numerics.geometry import bures_step
 from efface.numerics.spectral import right_side
@@ -65,7 +65,22 @@ class Weights:
                     tensors[f"{rows}.{i}.to_{role}"] = torch.randn(rows, width, generator=g) / width**0.5
         sites = tuple(Site(n, f"cross.{n[-1]}", tuple(t.shape), "text") for n, t in tensors.items())
         stream = Stream("text", width, LENGTH, True)
-        return cls(Card("random", "", (stream,), sites, "", (), (0, 0), (0, 0, 0), 0, 0.0), tensors)
+        return cls(
+            Card(
+                "random",
+                "",
+                (stream,),
+                (Door("text", ("text",), stream.width),),
+                sites,
+                "",
+                (),
+                (0, 0),
+                (0, 0, 0),
+                0,
+                0.0,
+            ),
+            tensors,
+        )
 
     def weight(self, site: str) -> Tensor:
         return self.tensors[site]
@@ -75,15 +90,20 @@ class Weights:
         return sum(len(t) for t in self.tensors.values())
 
 
+def _encoded(text: str, rows: Tensor, count: int) -> Encoded:
+    """A text of `count` tokens, both ends among them."""
+    return Encoded(text, {"text": Encoding(rows, clip_spans(count, len(rows)))})
+
+
 def evidence(m: int, width: int) -> tuple[Evidence, Request]:
     """m concepts of two tokens. Rows have entries of size one; tails of different texts have a cosine of 0.96."""
     g = torch.Generator().manual_seed(1)
     tail = torch.randn(LENGTH, width, generator=g)
-    texts = {"": Encoded("", tail, 2)}
+    texts = {"": _encoded("", tail, 2)}
     for k in range(m):
         rows = 0.96**0.5 * tail + 0.2 * torch.randn(LENGTH, width, generator=g)
         rows[0], rows[1:3] = tail[0], torch.randn(2, width, generator=g)
-        texts[f"concept {k}"] = Encoded(f"concept {k}", rows, 4)
+        texts[f"concept {k}"] = _encoded(f"concept {k}", rows, 4)
     return Evidence(texts), Request(tuple(Concept(t, "object") for t in texts if t))
 
 
@@ -193,7 +213,7 @@ def authors_structure(
     What can be shared by the rows of a matrix is made outside the timing: texts, Gram matrices, noisy activations,
     means and deviations over the channels, entropies.
     """
-    (door,) = doors(model.card)
+    (door,) = model.card.doors
     c = System(method, found, request, door, Work())
     times, errors = [0.0, 0.0], [0.0, 0.0]
     names = [n for n in model.tensors if n.endswith(".0.to_k")][:2]
@@ -310,7 +330,7 @@ FIFTY = {"saliency_steps": 10, "inference_steps": 50, "alpha": "off"}
 def fia(options: argparse.Namespace) -> None:
     """Evaluations of the denoiser: one is a guided call for one prompt, both halves."""
     model = least()
-    schedule = model.scheduler()
+    schedule = model.network.scheduler()
     schedule.set_timesteps(50)
     published = 2 * 30 * len(schedule.timesteps)  # 30 pairs to the end
     print(f"FIA; the released schedule makes {published} evaluations a concept")
@@ -413,25 +433,23 @@ def rows_an_update(model: Model, kind: str, advance: str) -> tuple[float, float]
     made = plan(model, [Concept("dog", kind)], (), "kscu", "code", 0, advance=advance)
     request, work, method = made.request, Work(0), made.method
     net = Net(model, ("conv_out.bias",))
-    net.network = Hollow(model.part("unet"))
     steps = method.objective(model, gather(model, made.needs, work), request, net, work)
     table = steps.table
-    for _ in train(net, steps, torch.optim.SGD(net.parameters, lr=0.0), len(table), work, {}):
-        pass
+    with mock.patch.object(model.network, "predict", Hollow(model.network.denoiser)):
+        for _ in train(net, steps, torch.optim.SGD(net.parameters, lr=0.0), len(table), work, {}):
+            pass
     planned = schedules.forward_rows(table, lagged=advance == "lagged", augmented=steps.augmented)
     return net.counts.forward / len(table), planned / len(table)
 
 
-class Hollow(torch.nn.Module):
-    """Stands for the denoiser: its answer depends on the text and on a bias, and costs nothing."""
+class Hollow:
+    """Stands for the denoiser's prediction: it depends on the text and on a bias, and costs nothing."""
 
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
+    def __init__(self, denoiser: Any) -> None:
+        self.denoiser = denoiser
 
-    def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> SimpleNamespace:
-        said = encoder_hidden_states[:, 1, :1, None, None] + 0 * x + self.network.conv_out.bias.sum()
-        return SimpleNamespace(sample=said)
+    def __call__(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
+        return context.tensors["rows"][:, 1, :1, None, None] + 0 * x + self.denoiser.conv_out.bias.sum()
 
 
 METHODS: dict[str, Callable[[argparse.Namespace], None]] = {"scapre": scapre, "fia": fia, "kscu": kscu}

@@ -201,9 +201,8 @@ def _recipe(made: Plan, answer: Answer) -> dict[str, Any]:
 
 
 def _check_length(model: Model, request: Request) -> None:
-    window = model.card.streams[0].length - 2
     for text in (*(t for c in request.concepts for t in (*c.texts, c.anchor or "")), *request.kept_texts):
-        size = len(model.tokens(text)) - 2
+        size, window = model.sizes(text)
         if size > window:
             raise BadRequest(
                 f"{text[:60]!r} has {size} tokens, but {model.card.name} reads {window}; use a shorter name"

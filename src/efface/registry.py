@@ -40,6 +40,7 @@ KINDS = {
     "judges": "judge",
     "suites": "suite",
     "families": "family",
+    "engines": "engine",
 }
 
 
@@ -67,6 +68,16 @@ def find(folder: str, name: str) -> Any:
         if _plain(entry.name) == _plain(name):
             return entry.load()
     raise UnknownName(KINDS[folder], name, names(folder), f"efface list {folder}")
+
+
+def rule_of(name: str) -> Any:
+    """The class of a rule of the sampler: `Rule` in the file of the method of that name. Raises UnknownName."""
+    files = _files("methods")
+    rules = {n: getattr(importlib.import_module(f), "Rule", None) for n, f in files.items() if n == _plain(name)}
+    found = rules.get(_plain(name))
+    if found is None:
+        raise UnknownName("guard rule", name, [n for n in files if n == "negative-prompt"])
+    return found
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_a_setting_is_written_by_its_path_or_by_its_own_name(method: str) -> Non
 def test_the_denoiser_is_opened_only_where_the_method_says_so(row: Row, tiny: Model) -> None:
     needs = plan(tiny, CONCEPTS, KEEP, row.method, row.preset).needs
     row.erase(tiny)
-    assert tiny._opened == (needs.denoiser or bool(needs.statistics))
+    assert tiny.network.opened == (needs.denoiser or bool(needs.statistics))
 
 
 # --- solving -------------------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def test_a_wrong_request_raises_and_names_the_field(method: str, case: str, tiny
     with pytest.raises(error, match=f"(?s){named}") as caught:
         call(tiny)
     assert len(str(caught.value).splitlines()) <= 2
-    assert not tiny._opened
+    assert not tiny.network.opened
 
 
 # --- the bundled model -----------------------------------------------------------------------------------------------

@@ -300,7 +300,7 @@ PUBLISHED = 60 * 51
 def least(tiny_pipe: MakePipe) -> Model:
     """A network that costs little, with the sampler of SD 1.x."""
     model = efface.load(tiny_pipe(scheduler="pndm", **LEAST))
-    scheduler = model.scheduler()
+    scheduler = model.network.scheduler()
     scheduler.set_timesteps(50)
     assert len(scheduler.timesteps) == 51
     return model
@@ -485,7 +485,7 @@ def test_bad_settings_are_named_before_anything_is_drawn(
     """2.9-23."""
     with pytest.raises(error, match=named):
         efface.erase(tiny, "dog", method="fia", preset="efface", **settings)
-    assert not tiny._opened
+    assert not tiny.network.opened
     assert not list(cache.rglob("*.safetensors"))
 
 

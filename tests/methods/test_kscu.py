@@ -19,6 +19,7 @@ from efface.methods._augmentation import mixed_texts, ten_texts
 from efface.methods.kscu import KSCU, PRESETS
 from efface.model import Model
 from efface.model.card import Card
+from efface.model.text import Context
 from efface.numerics import schedules
 from efface.patch import Dense, LowRank, Patch
 from efface.registry import changed, choose, find, flat, resolve
@@ -152,7 +153,7 @@ def sd1() -> Card:
         "vae": config_of("vae"),
         "scheduler": {"_class_name": "PNDMScheduler"},
     }
-    return find("families", "stable-diffusion").card("sd1", configs, {})
+    return find("families", "stable-diffusion")().card("sd1", configs, {})
 
 
 def scoped(scope: str, rank: int = 0) -> KSCU:
@@ -199,7 +200,7 @@ def test_latents_are_ddim_steps_of_the_network_just_updated(wide: Model) -> None
     run = Started(wide, steps=10, first_step=7, updates=4, augment=0, guidance=2.0)
     levels = run.steps.path.scheduler.alphas_cumprod.double()
     times, stride = run.steps.path.times.tolist(), 100
-    rows = torch.cat([run.steps.rows["dog"], run.steps.rows[""]])
+    rows = Context.cat([run.steps.rows["dog"], run.steps.rows[""]])
 
     def step(z: Tensor, i: int) -> Tensor:
         with torch.no_grad(), run.net:
@@ -233,20 +234,15 @@ def test_counted_rows_are_those_of_the_table(advance: str, trajectory: str, mode
     assert numbers["rows_per_update"] == pytest.approx(wanted / 9, abs=1e-3)
 
 
-class Counting(torch.nn.Module):
-    """Stands for the denoiser: predicts by the text's number, no arithmetic worth the name."""
+class Counting:
+    """Stands for the denoiser's prediction: by the text's number, no arithmetic worth the name."""
 
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network, self.rows = network, 0
-        self.weight = network.get_submodule("conv_in").weight
+    def __init__(self, denoiser: Any) -> None:
+        self.denoiser, self.rows = denoiser, 0
 
-    def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Any:
+    def __call__(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         self.rows += len(x)
-        from types import SimpleNamespace
-
-        said = encoder_hidden_states[:, 1, :1, None, None] + 0 * x + self.network.conv_out.bias.sum()
-        return SimpleNamespace(sample=said)
+        return context.tensors["rows"][:, 1, :1, None, None] + 0 * x + self.denoiser.conv_out.bias.sum()
 
 
 @pytest.mark.parametrize(
@@ -262,15 +258,16 @@ class Counting(torch.nn.Module):
     ],
 )
 def test_rows_an_update_of_the_full_default_runs(
-    kind: str, n: int, preset: str, advance: str, least: float, most: float, model: Model
-) -> None:
+    kind: str, n: int, preset: str, advance: str, least: float, most: float, model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """3.7-13: the whole published run on a network that only counts."""
     names = ("a dog", "a cat", "a fox")[:n]
     made = plan(model, [Concept(c, kind) for c in names], (), "kscu", preset, advance=advance)
     request, work = made.request, Work(0)
     net = Net(model, ("conv_out.bias",))
-    counting = Counting(model.part("unet"))
-    net.network = counting
+    counting = Counting(model.network.denoiser)
+    monkeypatch.setattr(model.network, "predict", counting)
     steps = made.method.objective(model, gather(model, made.needs, work), request, net, work)
     steps.path.next = lambda z, *_: z
     optimiser = torch.optim.SGD(net.parameters, lr=0.0)
@@ -366,7 +363,7 @@ def test_nan_in_the_evidence_is_refused_before_training(wide: Model) -> None:
     made = plan(wide, ["cat", "dog"], (), "kscu", preset="code", **SHORT)
     evidence = gather(wide, made.needs, Work(0))
     with torch.inference_mode():
-        evidence.texts["dog"].rows[0, 0] = torch.nan
+        evidence.texts["dog"].main.rows[0, 0] = torch.nan
     with pytest.raises(WrongFile, match="NaN or infinity of 'dog'"):
         made.method.solve(wide, evidence, made.request, Work(0))
 
@@ -393,9 +390,9 @@ def test_a_kept_text_moves_less_with_a_weight_of_its_own(model: Model) -> None:
         )
         unet, t = model.part("unet"), torch.tensor(200)
         with torch.no_grad():
-            before = unet(z, t, encoder_hidden_states=rows[0].rows[None]).sample
+            before = unet(z, t, encoder_hidden_states=rows[0].main.rows[None]).sample
             with patch.applied(model):
-                return float((unet(z, t, encoder_hidden_states=rows[0].rows[None]).sample - before).norm())
+                return float((unet(z, t, encoder_hidden_states=rows[0].main.rows[None]).sample - before).norm())
 
     assert moved(30.0) < 0.7 * moved(0.0)
 

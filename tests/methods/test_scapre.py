@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from efface import prompts
 from efface.erasure import plan
 from efface.errors import BadRequest, EffaceWarning, UnknownName, WrongFile
 from efface.evidence.gather import gather
-from efface.methods._constraints import doors
 from efface.methods._sentences import KeptSentences
 from efface.methods._systems import stored
 from efface.methods.scapre import PRESETS as VALUES
 from efface.methods.scapre import LargeScale, Paper, RollBack, ScaPre, System
-from efface.model import Encoded, Model
+from efface.model import Model
+from efface.model.text import Encoded
 from efface.numerics.spectral import Gate, Shared, penalised
 from efface.patch import Dense, LowRank, Operator, Patch
 from efface.registry import flat
@@ -322,7 +321,7 @@ def test_a_setting_that_the_form_of_the_preset_does_not_have_is_one_sentence(mod
 
 def context(model: Model, *concepts: str, keep: tuple[str, ...] = (), **settings: Any) -> System:
     made = plan(model, concepts, keep, **settings)
-    (door,) = doors(model.card)
+    (door,) = model.card.doors
     return System(made.method, gather(model, made.needs, Work()), made.request, door, Work())
 
 
@@ -534,9 +533,9 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, Any], said: str, m
 def test_nan_from_the_text_encoder_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Model.encode
 
-    def broken(self: Model, texts: list[str], rows: str = "all") -> list[Encoded]:
+    def broken(self: Model, texts: list[str], whole: bool = True) -> list[Encoded]:
         scale = {"dog": float("nan")}
-        return [dataclasses.replace(e, rows=e.rows * scale.get(e.text, 1.0)) for e in encode(self, texts, rows)]
+        return [e.times(scale.get(e.text, 1.0)) for e in encode(self, texts, whole)]
 
     monkeypatch.setattr(Model, "encode", broken)
     for preset in PRESETS:

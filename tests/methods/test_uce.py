@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from conftest import REFERENCE, make_pipe
 from efface.erasure import plan, solve
 from efface.errors import BadRequest, NothingChanged, WrongFile
 from efface.evidence.gather import gather
-from efface.methods._constraints import doors
 from efface.methods.uce import UCE
-from efface.model import Encoded, Model
+from efface.model import Model
+from efface.model.text import Encoded
 from efface.patch import Dense, Operator, Patch
 from efface.registry import choose, resolve
 from efface.request import Concept, Request
@@ -187,7 +186,7 @@ def test_more_rows_than_directions_are_stored_as_one_operator_of_the_texts_width
     assert isinstance(edit, Operator)
     assert edit.left.shape == edit.right.shape == (width, numbers["rank"])
     assert numbers["rank"] <= width < numbers["constraints"]
-    (door,) = doors(reference.card)
+    (door,) = reference.card.doors
     found = made.method.constraints(gather(reference, made.needs, Work()), made.request, door)
     rows, guides, weights, _, erased = found
     assert int(erased.sum()) > 2 * width
@@ -232,9 +231,9 @@ def test_what_the_numbers_cannot_solve_is_refused_with_a_cure(
             erase(reference, "dog")
     encode = Model.encode
 
-    def broken(self: Model, texts: list[str], rows: str = "all") -> list[Encoded]:
+    def broken(self: Model, texts: list[str], whole: bool = True) -> list[Encoded]:
         scale = {"cat": float("nan")}
-        return [dataclasses.replace(e, rows=e.rows * scale.get(e.text, 1.0)) for e in encode(self, texts, rows)]
+        return [e.times(scale.get(e.text, 1.0)) for e in encode(self, texts, whole)]
 
     monkeypatch.setattr(Model, "encode", broken)
     for concept, keep in (("cat", ()), ("dog=cat", ()), ("dog", ("cat",))):

@@ -83,9 +83,9 @@ def test_mini_states_its_preset_steps_and_guidance_and_others_are_efface(mini: M
 def test_a_weight_is_read_from_disk_without_opening_the_denoiser(tiny: Model) -> None:
     site = tiny.card.select("cross.v")[0].name
     from_disk = tiny.weight(site)
-    assert not tiny._opened
+    assert not tiny.network.opened
     tiny.part("unet")
-    assert tiny._opened
+    assert tiny.network.opened
     assert tiny.weight(site).equal(from_disk)
 
 

@@ -157,7 +157,7 @@ def test_norms_and_masks_end_to_end(case: Case, tmp_path: Path) -> None:
     """2.9-22, 2.9-18. From prompts and seed, through our sampler; PNDM calls the network twice at its second step."""
     p = case.parameters
     model = efface.load(_folder(p["scheduler"], tmp_path), "cpu")
-    scheduler = model.scheduler()
+    scheduler = model.network.scheduler()
     scheduler.set_timesteps(p["inference_steps"])
     steps = p["saliency_steps"]
     assert [int(t) for t in scheduler.timesteps[:steps]] == p["timesteps_used"]

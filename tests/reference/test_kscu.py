@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 import efface
+from conftest import encoded
 from efface.errors import BadRequest
 from efface.evidence.gather import Evidence
 from efface.methods._key_steps import KeySteps
 from efface.methods.kscu import KSCU
-from efface.model import Encoded, Model
+from efface.model import Model
+from efface.model.text import Context
 from efface.numerics import schedules
 from efface.registry import changed, choose, flat, resolve
 from efface.request import Concept, Request
@@ -63,9 +65,11 @@ class Fed(KeySteps):
     def _pools(self) -> list[list[str]]:
         return [[t] for t in self.case.parameters["concepts"]]
 
-    def _changed(self, index: int) -> Tensor | None:
+    def _changed(self, index: int) -> Context | None:
         given = self.case.tensors.get("in/tuned_embedding")
-        return given[index : index + 1] if given is not None and index >= self.augmented else None
+        if given is None or index < self.augmented:
+            return None
+        return Context({"rows": given[index : index + 1]})
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,7 @@ def tiny_sd() -> Model:
 def prepared(case: Case, model: Model, **changes: Any) -> tuple[Net, Fed, KSCU, Work]:
     method, request = method_of(case, model, **changes)
     texts = {
-        t: Encoded(t, r, 0) for t, r in zip(case.facts["inputs"]["texts"], case.tensors["in/embeddings"], strict=True)
+        t: encoded(t, r, 2) for t, r in zip(case.facts["inputs"]["texts"], case.tensors["in/embeddings"], strict=True)
     }
     work = Work(request.seed)
     net = Net(model, method.sites(model.card))
@@ -198,7 +202,7 @@ def test_dynamic_factors_are_those_of_the_release(case: Case, tiny_sd: Model) ->
     for name, times in case.under("in/ddim_timesteps/").items():
         found = torch.tensor([schedules.by_time(int(t), 2e-5) for t in times], dtype=torch.float64)
         assert relative(found, case.tensors[f"out/lambda1/{name}"]) <= 1e-12
-        scheduler = tiny_sd.scheduler("DDIMScheduler")
+        scheduler = tiny_sd.network.scheduler("DDIMScheduler")
         scheduler.set_timesteps(len(times))
         assert scheduler.timesteps.tolist() == times.tolist()
     flow = [schedules.by_noise(float(s), FLUX[""]["slope"]) for s in case.tensors["in/sigma"]]

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 import efface
+from conftest import encoded
 from efface.evidence.gather import Evidence
-from efface.methods._constraints import doors
 from efface.methods._informax import Channels
 from efface.methods.scapre import LargeScale, RollBack, ScaPre, System
-from efface.model import Encoded
 from efface.numerics.geometry import combine, energy_angle_blend, entropy_rollback, row_prox
 from efface.numerics.information import code_information, entropy_factor, information_of_counts, normalise
 from efface.numerics.rows import Spans
@@ -215,7 +214,7 @@ def evidence(case: Case) -> tuple[Evidence, Request]:
             start = Spans.of(_tokens(text), 24).last
             found[start : start + len(case.tensors[block])] = case.tensors[block]
     assert torch.equal(rows[""][1], case.tensors["in/empty_vector"])
-    texts = {t: Encoded(t, r, _tokens(t) + 2) for t, r in rows.items()}
+    texts = {t: encoded(t, r, _tokens(t) + 2) for t, r in rows.items()}
     pairs = zip(p["concepts"], p["guides"], strict=True)
     return Evidence(texts), Request(tuple(Concept(c, "object", g) for c, g in pairs))
 
@@ -251,7 +250,7 @@ def test_the_method_makes_the_weights_of_the_released_code_from_their_draws(
 ) -> None:
     """1.11-29."""
     s, (found, request) = Settings.of(case.parameters), evidence(case)
-    (door,) = doors(efface.load(HERE / "tiny-sd", "cpu").card)
+    (door,) = efface.load(HERE / "tiny-sd", "cpu").card.doors
     context, other = (
         System(method(own, case), found, request, door, Work()) for own in (s, replace(s, eta=1.01 * s.eta))
     )

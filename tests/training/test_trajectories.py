@@ -10,6 +10,7 @@ import efface
 from conftest import make_pipe
 from efface.errors import BadRequest
 from efface.model import Model
+from efface.model.text import Context
 from efface.training.scopes import SCOPES, sites_of
 from efface.training.trajectories import Trajectories, predictions
 
@@ -19,17 +20,17 @@ def model() -> Model:
     return efface.load(make_pipe(dtype=torch.float64))
 
 
-def ask(z: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+def ask(z: Tensor, t: Tensor, context: Context) -> Tensor:
     """Stands for a network: its answer depends on everything it is asked."""
-    return 0.1 * z * rows.mean((1, 2))[:, None, None, None] + 1e-4 * t
+    return 0.1 * z * context.tensors["rows"].mean((1, 2))[:, None, None, None] + 1e-4 * t
 
 
-def drawn(model: Model) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise (2, c, h, w), a text and the empty text (1, L, d)."""
+def drawn(model: Model) -> tuple[Tensor, Context, Context]:
+    """Noise (2, c, h, w), a text and the empty text, one row each."""
     g = torch.Generator().manual_seed(0)
     noise = torch.randn(2, *model.card.latent, generator=g, dtype=torch.float64)
     text, empty = torch.randn(2, 1, 24, 8, generator=g, dtype=torch.float64)
-    return noise, text, empty
+    return noise, Context({"rows": text}), Context({"rows": empty})
 
 
 def test_fresh_latents_are_those_of_walking_from_the_noise(model: Model) -> None:

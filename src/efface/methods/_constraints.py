@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from efface.errors import BadRequest, WrongFile
-from efface.numerics.rows import RowRule, Spans, end_row, last_row, paired_rows, without_start
+from efface.numerics.rows import RowRule, end_row, last_row, paired_rows, without_start
 from efface.prompts import styled, wordings
 from efface.request import read_lines
 
 if TYPE_CHECKING:
     from efface.evidence.gather import Evidence
-    from efface.model import Encoded, Model
-    from efface.model.card import Card
+    from efface.model.card import Card, Door
+    from efface.model.text import Encoded, Encoding
     from efface.request import Concept, Request
 
 __all__ = [
-    "Block", "Door", "Pair", "Projections", "Rows", "Texts", "anchor_of", "by_door", "complete_prompts", "doors",
-    "erased", "finite", "fits", "kept", "meaning", "nearest_anchors", "rows_of", "unstyled",
+    "Block", "Pair", "Projections", "Texts", "anchor_of", "by_door", "chosen", "complete_prompts", "erased", "finite",
+    "kept", "meaning", "nearest_anchors", "rows_of", "unstyled",
 ]  # fmt: skip
 
 STYLE = " style"  # how a style is named: its bare name and this
@@ -180,42 +180,13 @@ def nearest_anchors(request: Request, evidence: Evidence) -> Request:
 
 # --- rows of a text --------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one text in one stream."""
-
-    stream: str
-    values: Tensor  # (L, d)
-    spans: Spans
-
-
-@dataclass(frozen=True)
-class Door:
-    """Sites whose input rows are the same: one operator serves them all."""
-
-    name: str
-    sites: tuple[str, ...]
-    streams: tuple[str, ...]
-    """Whose rows pass through, one stream after the other."""
-    width: int
-    """Of a row."""
-
-    def chosen(self, card: Card, projections: Projections) -> list[str]:
-        """Its sites that a setting names."""
-        if projections == "both":
-            return list(self.sites)
-        role = {"keys": "cross.k", "values": "cross.v"}[projections]
-        return [s.name for s in card.select(role) if s.name in self.sites]
-
-
 Projections = Literal["both", "keys", "values"]
 
 
-def doors(card: Card) -> tuple[Door, ...]:
-    """Where text enters the denoiser."""
-    sites = tuple(s.name for s in card.select("cross.k", "cross.v"))
-    return tuple(Door(stream.name, sites, (stream.name,), stream.width) for stream in card.streams)
+def chosen(card: Card, door: Door, projections: Projections) -> list[str]:
+    """The sites of a door that a setting names; where keys and values have one common site, it belongs to both."""
+    without = {"both": (), "keys": ("cross.v",), "values": ("cross.k",)}[projections]
+    return [s.name for s in card.through(door, without)]
 
 
 def by_door(found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -223,32 +194,22 @@ def by_door(found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     return next(iter(found.values())) if len(found) == 1 else {"doors": dict(found)}
 
 
-def spans_of(encoded: Encoded) -> Spans:
-    """Where the parts of an encoded text lie: a start row, the tokens, an end row, padding."""
-    return Spans.of(encoded.count - 2, len(encoded.rows))
-
-
-def fits(model: Model, text: str) -> bool:
-    """Whether the model reads a text to its end."""
-    return len(model.tokens(text)) <= model.card.streams[0].length
-
-
 def finite(encoded: Encoded) -> Encoded:
     """The same text. Raises WrongFile where its rows hold NaN or infinity."""
-    if not bool(encoded.rows.isfinite().all()):
+    if not all(bool(e.rows.isfinite().all()) for e in encoded.streams.values()):
         raise WrongFile(f"the text encoder makes NaN or infinity of {encoded.text!r}; use an undamaged copy")
     return encoded
 
 
-def rows_of(encoded: Encoded, door: Door) -> list[Rows]:
+def rows_of(encoded: Encoded, door: Door) -> tuple[Encoding, ...]:
     """A text's rows at a door, one entry a stream. Raises WrongFile where they hold NaN or infinity."""
-    return [Rows(stream, finite(encoded).rows, spans_of(encoded)) for stream in door.streams]
+    return finite(encoded).at(door)
 
 
 def meaning(encoded: Encoded) -> Tensor:
     """The last content row at unit length, less the start's: what is common to all texts tells nothing. (d,)"""
-    spans = spans_of(encoded)
-    row = encoded.rows[spans.last] - encoded.rows[: spans.start[1]].sum(0)
+    own = encoded.main
+    row = own.last - own.rows[: own.spans.start[1]].sum(0)
     return torch.nn.functional.normalize(row.double(), dim=0)
 
 
@@ -294,11 +255,9 @@ def erased(evidence: Evidence, request: Request, texts: Texts, door: Door, compa
 def _blocks(evidence: Evidence, pair: Pair, rule: RowRule, door: Door, share: float) -> Iterator[Block]:
     both = (rows_of(evidence.text(text), door) for text in pair)
     for own, other in zip(*both, strict=True):
-        rows, guides, goal = paired_rows(rule, own.values, own.spans, other.values, other.spans)
+        rows, guides, goal = paired_rows(rule, own.rows, own.spans, other.rows, other.spans)
         pick = last_row if pair.anchor else end_row
-        yield Block(
-            *pair, rows, guides, last_row(own.values, own.spans)[0], goal, pick(other.values, other.spans), share
-        )
+        yield Block(*pair, rows, guides, last_row(own.rows, own.spans)[0], goal, pick(other.rows, other.spans), share)
 
 
 def kept(evidence: Evidence, texts: Iterable[str], rule: RowRule, door: Door) -> list[list[Tensor]]:
@@ -310,7 +269,7 @@ def kept(evidence: Evidence, texts: Iterable[str], rule: RowRule, door: Door) ->
     return [[_kept(rows, rule) for rows in streams] for streams in found]
 
 
-def _kept(rows: Rows, rule: RowRule) -> Tensor:
+def _kept(own: Encoding, rule: RowRule) -> Tensor:
     if rule == "last":
-        return last_row(rows.values, rows.spans)
-    return rows.values if rule == "tail" else without_start(rows.values, rows.spans)
+        return last_row(own.rows, own.spans)
+    return own.rows if rule == "tail" else without_start(own.rows, own.spans)

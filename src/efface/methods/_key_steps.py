@@ -13,8 +13,9 @@ from torch import Tensor
 from efface.errors import BadRequest, NothingChanged
 from efface.methods import require
 from efface.methods._augmentation import mixed_texts, ten_texts
-from efface.methods._constraints import finite, fits
+from efface.methods._constraints import finite
 from efface.model.devices import Team
+from efface.model.text import Context
 from efface.numerics import schedules
 from efface.numerics.schedules import KeyStep
 from efface.training.trajectories import Trajectories, predictions
@@ -22,6 +23,7 @@ from efface.training.trajectories import Trajectories, predictions
 if TYPE_CHECKING:
     from efface.evidence.gather import Evidence
     from efface.model import Model
+    from efface.model.text import Encoded
     from efface.request import Concept
     from efface.training.loop import Net
     from efface.work import Work
@@ -215,7 +217,7 @@ class KeySteps:
         self.team = Team()
         self.share = self.team.share(tuning.optimiser.batch)
         self.path = Trajectories(model, tuning.schedule.steps, tuning.trajectory.guidance)
-        self.rows = {t: finite(e).rows[None].to(net.device, net.dtype) for t, e in evidence.texts.items()}  # (1, L, d)
+        self.rows = {t: self._row(e) for t, e in evidence.texts.items()}
         pool = tuning.pool
         self.augmented = schedules.augmented_from(len(self.table), pool.augment, strict=pool.first_release)
         self.pools = self._pools() if self.augmented < len(self.table) and pool.augment else None
@@ -331,13 +333,17 @@ class KeySteps:
             return []
         return [self.kept[schedules.pick(self.work.rng(f"kept {index}"), len(self.kept))]]
 
-    def _changed(self, index: int) -> Tensor | None:
-        """Rows (1, L, d) of an augmented text with a little noise, late in training; else None."""
+    def _row(self, encoded: Encoded) -> Context:
+        """The one row of a text."""
+        net = self.model.network
+        return net.family.context(net, [finite(encoded)]).to(self.device, self.dtype)
+
+    def _changed(self, index: int) -> Context | None:
+        """The row of an augmented text with a little noise, late in training; else None."""
         if self.pools is None or index < self.augmented:
             return None
         rng, pool = self.work.rng(f"augmentation {index}"), self.pools[self.table[index].concept]
-        rows = self.rows[pool[schedules.pick(rng, len(pool))]]
-        return rows + 1e-5 * torch.randn(rows.shape, generator=rng).to(rows)
+        return self.rows[pool[schedules.pick(rng, len(pool))]].noisy(1e-5, rng)
 
     def _pools(self) -> list[list[str]]:
         """Augmented texts by concept, those that the model's window holds; encoded here."""
@@ -346,10 +352,10 @@ class KeySteps:
         pools = [ten_texts(c, own, rng) for c, own in zip(concepts, texts, strict=True)]
         if self.tuning.pool.first_release:
             pools = [mixed_texts(concepts, texts, rng)] * len(pools)
-        pools = [[t for t in pool if fits(self.model, t)] or list(own) for pool, own in zip(pools, texts, strict=True)]
+        pools = [[t for t in pool if self.model.reads(t)] or list(own) for pool, own in zip(pools, texts, strict=True)]
         new = sorted({t for pool in pools for t in pool} - self.rows.keys())
         for encoded in self.model.encode(new) if new else ():
-            self.rows[encoded.text] = encoded.rows[None].to(self.device, self.dtype)
+            self.rows[encoded.text] = self._row(encoded)
         return pools
 
     # --- numbers -------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ import torch
 
 from efface.evidence.needs import Needs
 from efface.methods import require
-from efface.methods._constraints import Door, Kept, Projections, Texts, by_door, doors, erased, kept, nearest_anchors
+from efface.methods._constraints import Kept, Projections, Texts, by_door, chosen, erased, kept, nearest_anchors
 from efface.methods._systems import Edited, RowSystem, TextRows, one_operator
+from efface.model.card import Door
 from efface.numerics import spectral
 from efface.patch import Answer, Edit
 from efface.prompts import wordings
@@ -83,9 +84,9 @@ class KeptSentences:
             request = nearest_anchors(request, evidence)
         edits: list[Edit] = []
         numbers = {}
-        for door in doors(model.card):
+        for door in model.card.doors:
             rows, system, unit = self._solved(door, evidence, request, work)
-            edit, sites = one_operator(door, unit, rows, model, door.chosen(model.card, self.projections))
+            edit, sites = one_operator(door, unit, rows, model, chosen(model.card, door, self.projections))
             edits.append(edit)
             numbers[door.name] = {"shared": system.numbers, "sites": sites}
         return Answer(tuple(edits), by_door(numbers))

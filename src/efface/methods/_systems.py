@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from efface.errors import BadRequest
-from efface.methods._constraints import Block, Door, rows_of
+from efface.methods._constraints import Block, rows_of
+from efface.model.card import Door
 from efface.numerics import spectral
 from efface.numerics.effects import effects, power_of_ten, short
 from efface.numerics.rows import Spans
@@ -54,7 +55,7 @@ class TextRows:
         )
         concepts, goals = (torch.stack(v).double() for v in ([b.last for b in blocks], [b.goal for b in blocks]))
         empty = rows_of(evidence.text(""), door)[0]
-        return cls(tuple(b.text for b in blocks), pairs, concepts, goals, empty.values.double(), empty.spans)
+        return cls(tuple(b.text for b in blocks), pairs, concepts, goals, empty.rows.double(), empty.spans)
 
     def effects(self, new: Tensor, weight: Tensor) -> Numbers:
         """What an edit does to the outputs of the concepts and of the empty text."""

@@ -259,7 +259,7 @@ class FIA:
 
     def _timesteps(self, model: Model) -> list[int]:
         """The timesteps that were looked at: samplers that call the network twice at one show it here."""
-        scheduler = model.scheduler()
+        scheduler = model.network.scheduler()
         scheduler.set_timesteps(self.drawing.inference_steps)
         return [int(t) for t in scheduler.timesteps[: self.drawing.saliency_steps]]
 

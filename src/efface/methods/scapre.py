@@ -21,11 +21,12 @@ from torch import Tensor
 from efface.errors import BadRequest, EffaceWarning
 from efface.evidence.needs import Needs
 from efface.methods import require
-from efface.methods._constraints import Block, Door, Projections, Texts, by_door, doors, erased, kept
+from efface.methods._constraints import Block, Projections, Texts, by_door, chosen, erased, kept
 from efface.methods._geometry import Geometry
 from efface.methods._informax import Channels, Entropy, Informax
 from efface.methods._sentences import KeptSentences
 from efface.methods._systems import Edited, Numbers, RowSystem, TextRows, one_operator, stored
+from efface.model.card import Door
 from efface.numerics import spectral
 from efface.numerics.rows import end_row
 from efface.patch import Answer, Edit, LowRank
@@ -138,9 +139,9 @@ class ScaPre:
         """One operator where nothing depends on the weight, else one change a site, low rank where that is smaller."""
         edits: list[Edit] = []
         numbers = {}
-        for door in doors(model.card):
+        for door in model.card.doors:
             system = System(self, evidence, request, door, work)
-            sites = door.chosen(model.card, self.projections)
+            sites = chosen(model.card, door, self.projections)
             own, found = self._one(system, model, sites) if self.linear else self._each(system, model, sites, work)
             edits += own
             numbers[door.name] = {"shared": system.numbers, "sites": found}

@@ -20,7 +20,8 @@ from torch import Tensor
 from efface.errors import BadRequest
 from efface.evidence.needs import Needs
 from efface.methods import require
-from efface.methods._constraints import Door, Texts, by_door, complete_prompts, doors, erased, kept
+from efface.methods._constraints import Texts, by_door, chosen, complete_prompts, erased, kept
+from efface.model.card import Door
 from efface.numerics.ridge import Ridge, ridge_operator, tensor_delta
 from efface.numerics.spectral import factors
 from efface.patch import Answer, Dense, Edit, Operator
@@ -82,13 +83,13 @@ class UCE:
         """
         edits: list[Edit] = []
         numbers = {}
-        for door in doors(model.card):
+        for door in model.card.doors:
             found = self.constraints(evidence, request, door)
             try:
                 ridge = ridge_operator(found.rows, found.guides, found.weights, self.lam, erased=found.erased)
             except ArithmeticError as error:
                 raise BadRequest(str(error)) from None
-            sites = door.chosen(model.card, "values" if self.values_only else "both")
+            sites = chosen(model.card, door, "values" if self.values_only else "both")
             rank = min(ridge.left.shape)
             if self.technique == "replace":
                 left, right = (ridge.left, ridge.right) if ridge.thin else factors(ridge.operator())  # (d, r)

@@ -19,8 +19,8 @@ from efface.scores.tables import KNOWN_AT_LEAST, NAMED, SURE_AT_LEAST
 
 __all__ = ["Accuracy"]
 
-# `efface.scores.tables` counts pairs of base and edited for the report; this counts the rows of each side, also of a gold, and
-# corrects for the judge's errors. They share the rules and the intervals, not what is counted.
+# `efface.scores.tables` counts pairs of base and edited for the report; this counts the rows of each side, also of a
+# gold, and corrects for the judge's errors. They share the rules and the intervals, not what is counted.
 
 
 @dataclass(frozen=True)

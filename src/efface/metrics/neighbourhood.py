@@ -155,10 +155,9 @@ def text_space(model: Any, texts: Mapping[str, str]) -> dict[str, np.ndarray]:
     texts: the text of each concept; those that are longer than the model reads are left out. The first row is common
     to all texts of a causal encoder and would make everything alike.
     """
-    window = model.card.streams[0].length
-    fits = {c: t for c, t in texts.items() if len(model.tokens(t)) <= window}
-    encoded = {e.text: e for e in model.encode(tuple(dict.fromkeys(fits.values())), "content")} if fits else {}
-    rows = {t: (e.rows[e.count - 2] - e.rows[0]).double().cpu().numpy() for t, e in encoded.items()}
+    fits = {c: t for c, t in texts.items() if model.reads(t)}
+    encoded = {e.text: e for e in model.encode(tuple(dict.fromkeys(fits.values())), whole=False)} if fits else {}
+    rows = {t: (e.main.last - e.main.rows[0]).double().cpu().numpy() for t, e in encoded.items()}
     return {c: rows[t] for c, t in fits.items()}
 
 

@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from efface.errors import BadRequest, EffaceError, NothingChanged, WrongBase, WrongFile
 from efface.files import write_bytes
-
-if TYPE_CHECKING:
-    from efface.model import Model
+from efface.model import Model, load
+from efface.model.places import Rule
+from efface.registry import rule_of
 
 __all__ = ["FORMAT", "Dense", "Edit", "Gate", "Guard", "LowRank", "Mask", "Operator", "Patch", "read_header"]
 
@@ -65,15 +65,15 @@ class Gate:
 
 def _last_rows(model: Model, texts: Sequence[str]) -> torch.Tensor:
     """Last content row of each text, at unit length."""
-    rows = torch.stack([e.rows[max(0, e.count - 2)] for e in model.encode(texts, "content")])
+    rows = torch.stack([e.main.last for e in model.encode(texts, whole=False)])
     return torch.nn.functional.normalize(rows, dim=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """`W <- W + W left right^T` for every named site of one text stream."""
+    """`W <- W + W left right^T` for every named site of one door."""
 
-    stream: str
+    stream: str  # the door; named so in the file
     left: torch.Tensor  # (d, r)
     right: torch.Tensor  # (d, r)
     sites: tuple[str, ...]
@@ -233,6 +233,38 @@ class Patch:
         """The edits that depend on the prompt, each as a patch of its own."""
         return tuple(dataclasses.replace(self, edits=(e,)) for e in self.edits if e.gate)
 
+    def strengths(self, model: Model, prompts: Sequence[str]) -> list[float]:
+        """The strength of a gated patch for each prompt: that of its one edit's gate."""
+        gate = self.edits[0].gate
+        return gate.strengths(model, prompts) if gate else [1.0] * len(prompts)
+
+    def rules(self) -> tuple[Rule, ...]:
+        """What acts in the sampler whatever the prompt. Raises UnknownName for a rule that no method has."""
+        acting = [e for e in self.edits if isinstance(e, Guard) and not e.gate] if self.strength else []
+        return tuple(rule_of(e.rule)(e.settings, e.values, self.strength) for e in acting)
+
+    def verify(self, model: Model) -> None:
+        """Raise WrongBase unless the patch was made for this model."""
+        expected = self.base.get("parts")
+        if not expected:
+            return
+        card, made_for = model.card, self.base.get("name")
+        known = {n for s in card.sites for n in ((s.name, f"{s.name}.bias") if s.bias else (s.name,))}
+        missing = [s for s in self.sites if s not in known]
+        if missing:
+            raise WrongBase(
+                f"the patch edits {missing[0]}, which {card.name} does not have; it was made for {made_for!r}"
+            )
+        own = model.fingerprint(self.sites)["parts"]
+        differ = [p for p in expected if own.get(p) != expected[p]]
+        if differ:
+            rounded = model.in_memory and model.dtype == torch.bfloat16
+            cure = "load it in float32 or float16, not in bfloat16" if rounded else "load the base that the patch names"
+            raise WrongBase(
+                f"the patch was made for {made_for!r}; {card.name!r} differs from it at "
+                f"{len(differ)} of {len(expected)} parts ({differ[0]}); {cure}"
+            )
+
     def opened(self, strength: float) -> Patch:
         """The same edits without their gates, at this strength."""
         edits = tuple(dataclasses.replace(e, gate=None) for e in self.edits)
@@ -260,8 +292,6 @@ class Patch:
 
         Raises WrongBase for another model, BadRequest for a pipeline when some edit acts by prompt.
         """
-        from efface.model import Model, load
-
         if self.by_prompt and not isinstance(target, Model):
             raise BadRequest(
                 "this patch acts by prompt, which weights alone cannot hold; "
@@ -271,15 +301,11 @@ class Patch:
 
     def undo_(self, target: Any) -> None:
         """Restore the weights that `apply_` kept, bit-equal. Raises WrongBase when it kept none here."""
-        from efface.model import load
-
         load(target).pop(self)
 
     @contextmanager
     def applied(self, target: Any) -> Iterator[Model]:
         """Applied inside the block, undone after it, also after an exception; blocks may be nested."""
-        from efface.model import load
-
         model = load(target)
         model.push(self)
         try:
@@ -311,14 +337,22 @@ class Patch:
         # One metadata entry: the library writes several in an order that differs from run to run.
         return save(tensors, metadata={"efface": text})
 
-    @cached_property
+    @property
     def hash(self) -> str:
         """Of the file's bytes."""
+        return self._hash
+
+    @property
+    def content_hash(self) -> str:
+        """Of what acts on a model: tensors, kinds, sites, gates, rules and strength; never recipe or base."""
+        return self._content_hash
+
+    @cached_property
+    def _hash(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
 
     @cached_property
-    def content_hash(self) -> str:
-        """Of what acts on a model: tensors, kinds, sites, gates, rules and strength; never recipe or base."""
+    def _content_hash(self) -> str:
         acting = {k: v for k, v in self.header().items() if k in ("edits", "strength")}
         return hashlib.sha256(self._packed(acting)).hexdigest()[:16]
 

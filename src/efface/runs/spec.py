@@ -123,10 +123,10 @@ def _cut(model: Model, prompt: str) -> str:
 
     So a prompt without spaces loses its end, as in the tokenizer, and never becomes the empty prompt.
     """
-    window, words = model.card.streams[0].length, prompt.split(" ")
+    words, window = prompt.split(" "), model.sizes("")[1]
 
     def fits(text: str) -> bool:
-        return len(text.encode()) + 2 <= window or len(model.tokens(text)) <= window  # a token holds a byte or more
+        return len(text.encode()) <= window or model.sizes(text)[0] <= window  # a token holds a byte or more
 
     def most(count: int, start: Callable[[int], str]) -> int:
         """Of `count` pieces as many as fit, given that all of them do not."""

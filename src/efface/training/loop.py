@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from efface.errors import BadRequest, Cancelled, EffaceError, NothingChanged
 from efface.model.devices import Team
+from efface.model.text import Context
 from efface.patch import Dense, Edit, LowRank
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class Net:
     ) -> None:
         if not sites:
             raise BadRequest("no site is to be trained; choose a scope that this model has")
-        self.network: nn.Module = model.part("unet")
+        self.network: nn.Module = model.network.denoiser
+        self._model = model
         self.sites, self.rank, self.checkpointing = tuple(sites), rank, checkpointing
         self.device = model.device
         if self.device.type == "cpu" and model.dtype == torch.float16:
@@ -205,26 +207,26 @@ class Net:
 
     # --- predictions ---------------------------------------------------------------------------------------------
 
-    def predict(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        """Latents (r, c, h, w), timestep, text rows (r, L, d) -> prediction (r, c, h, w) of the network in training."""
+    def predict(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Latents (r, c, h, w), timestep, a row of context each -> prediction of the network in training."""
         self.counts.tuned += len(x)
         self.counts.backward += len(x) if torch.is_grad_enabled() else 0
-        return self._said(x, t, rows)
+        return self._said(x, t, context)
 
-    def reference(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    def reference(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """The same of the base, without gradient."""
         self.counts.frozen += len(x)
         with self.frozen():
-            return self._said(x, t, rows)
+            return self._said(x, t, context)
 
-    def _said(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    def _said(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         if not self._entered:
             raise EffaceError("a network predicts inside `with net:` only")
         # Encoded texts are inference tensors, which autograd refuses to keep.
-        x, rows = (v.clone() if v.is_inference() else v for v in (x, rows))
+        x, context = x.clone() if x.is_inference() else x, context.clone()
         # One autocast block a call: its cache of rounded weights must not outlive an update or a switch.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.network(x, t, encoder_hidden_states=rows).sample.to(self.dtype)
+            return self._model.network.predict(x, t, context).to(self.dtype)
 
     # --- result --------------------------------------------------------------------------------------------------
 

@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 
 from efface.errors import BadRequest
+from efface.model.text import Context
 
 if TYPE_CHECKING:
     from efface.model import Model
 
 __all__ = ["Ask", "Trajectories", "predictions"]
 
-Ask = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Latents (r, c, h, w), timestep, text rows (r, L, d) -> prediction (r, c, h, w): `Net.predict` or `Net.reference`."""
+Ask = Callable[[Tensor, Tensor, Context], Tensor]
+"""Latents (r, c, h, w), timestep, context of r rows -> prediction: `Net.predict` or `Net.reference`."""
 
 
-def predictions(ask: Ask, z: Tensor, t: Tensor, *rows: Tensor) -> Sequence[Tensor]:
-    """One call for several texts (1, L, d) at the same latents (b, c, h, w) -> a prediction (b, c, h, w) a text."""
-    stacked = torch.cat([r.expand(len(z), -1, -1) for r in rows])  # (k b, L, d)
+def predictions(ask: Ask, z: Tensor, t: Tensor, *rows: Context) -> Sequence[Tensor]:
+    """One call for several texts, one row each, at the same latents (b, c, h, w): a prediction a text."""
+    stacked = Context.cat([r.take([0] * len(z)) for r in rows])  # of k b rows
     return ask(z.repeat(len(rows), 1, 1, 1), t, stacked).chunk(len(rows))
 
 
@@ -37,7 +38,7 @@ class Trajectories:
 
     def __init__(self, model: Model, steps: int, guidance: float) -> None:
         self.guidance = guidance
-        self.scheduler = model.scheduler("DDIMScheduler")
+        self.scheduler = model.network.scheduler("DDIMScheduler")
         self.levels = int(self.scheduler.config.num_train_timesteps)
         if steps > self.levels:
             raise BadRequest(f"setting 'steps': the model has {self.levels} noise levels, got {steps}")
@@ -45,14 +46,14 @@ class Trajectories:
         self.times: Tensor = self.scheduler.timesteps  # (E,)
 
     @torch.no_grad()
-    def fresh(self, ask: Ask, noise: Tensor, step: int, text: Tensor, empty: Tensor) -> Tensor:
-        """Noise (b, c, h, w) denoised up to a step; text and empty text (1, L, d)."""
+    def fresh(self, ask: Ask, noise: Tensor, step: int, text: Context, empty: Context) -> Tensor:
+        """Noise (b, c, h, w) denoised up to a step."""
         z = noise
         for before in range(step):
             z = self.walk(ask, z, before, text, empty)
         return z
 
-    def walk(self, ask: Ask, z: Tensor, step: int, text: Tensor, empty: Tensor) -> Tensor:
+    def walk(self, ask: Ask, z: Tensor, step: int, text: Context, empty: Context) -> Tensor:
         """From one step to the next, with predictions made here."""
         return self.next(z, step, *predictions(ask, z, self.times[step], text, empty))
 

@@ -23,7 +23,6 @@ from efface.gallery.drawing import Sampling, Side, draw
 from efface.gallery.images import Images
 from efface.gallery.shot import Item
 from efface.judges import sized
-from efface.model.sampler import sample
 from efface.numerics import distances
 from efface.work import Work
 from efface.world import captions
@@ -174,7 +173,7 @@ def check(
         },
         "judges disagree": share(int((hits[0] != hits[-1]).sum()), len(asked)) if len(hits) > 1 else None,
         "drawn against rendered": _distance(verdicts[0].features[plain], judges[0], objects, styles, model, counts),
-        "sampling": {"scheduler": type(model.scheduler()).__name__, "steps": model.card.steps,
+        "sampling": {"scheduler": type(model.network.scheduler()).__name__, "steps": model.card.steps,
                      "guidance": model.card.guidance},
         "images per second": _speed(model),
         "training": _trained(training) if training else {},
@@ -254,7 +253,7 @@ def _speed(model: Model, count: int = 16) -> dict[str, Any]:
     import torch
 
     begun = time.monotonic()
-    sample(model, ["a dog"] * count, list(range(count)))
+    model.sample(["a dog"] * count, list(range(count)))
     return {"rate": round(count / (time.monotonic() - begun), 2), "batch": count, "threads": torch.get_num_threads()}
 
 
