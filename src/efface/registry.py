@@ -128,11 +128,11 @@ def flat(settings: DataclassInstance) -> dict[str, Any]:
     return found
 
 
-def _placed(cls: type[DataclassInstance], key: str, value: object) -> dict[Path, object]:
+def _placed(cls: type[DataclassInstance], key: str, value: object, owner: str) -> dict[Path, object]:
     """The settings that one of the user's names with its value stands for, by path. Raises UnknownName."""
     known = spellings(cls)
     if key not in known:
-        raise UnknownName(f"setting of {cls.__name__}", key, known)
+        raise UnknownName(f"setting of {owner}", key, known)
     path, inner = known[key], cls
     for name in path:
         inner = _groups(inner).get(name)
@@ -144,24 +144,25 @@ def _placed(cls: type[DataclassInstance], key: str, value: object) -> dict[Path,
         return {path + _paths(inner)[0]: value}
     found: dict[Path, object] = {}
     for name, own in value.items():
-        found |= {path + rest: v for rest, v in _placed(inner, name, own).items()}
+        found |= {path + rest: v for rest, v in _placed(inner, name, own, inner.__name__).items()}
     return found
 
 
-def _values(cls: type[DataclassInstance], settings: Mapping[str, object]) -> dict[Path, object]:
+def _values(cls: type[DataclassInstance], settings: Mapping[str, object], owner: str) -> dict[Path, object]:
     """The user's settings by path, each of its field's type. Raises UnknownName, BadRequest."""
     found: dict[Path, object] = {}
     for key, given in settings.items():
-        found |= {path: _convert(cls, path, key, value) for path, value in _placed(cls, key, given).items()}
+        found |= {path: _convert(cls, path, key, value) for path, value in _placed(cls, key, given, owner).items()}
     return found
 
 
-def changed(settings: S, values: Mapping[str, object]) -> S:
+def changed(settings: S, values: Mapping[str, object], owner: str = "") -> S:
     """The same settings with other values, by any spelling; texts become the field's type.
 
-    Raises UnknownName for a setting that this class does not have, BadRequest for a value that does not fit.
+    owner: whose settings they are, for messages. Raises UnknownName for a setting that this class does not have,
+    BadRequest for a value that does not fit.
     """
-    return _built(settings, _values(type(settings), values))
+    return _built(settings, _values(type(settings), values, owner or type(settings).__name__))
 
 
 def _built(settings: S, values: Mapping[Path, object]) -> S:
@@ -190,10 +191,7 @@ def _convert(cls: type, path: Path, key: str, value: object) -> object:
 def configure(name: str, settings: Mapping[str, object], folder: str) -> Any:
     """A suite or metric by name, of its defaults and the user's settings. Raises UnknownName, BadRequest."""
     cls = find(folder, name)
-    for key in settings:
-        if key not in spellings(cls):
-            raise UnknownName(f"setting of {name}", key, spellings(cls))
-    return cls(**{path[0]: value for path, value in _values(cls, settings).items()})
+    return cls(**{path[0]: value for path, value in _values(cls, settings, name).items()})
 
 
 # --- methods: presets ------------------------------------------------------------------------------------------------
@@ -262,7 +260,7 @@ def resolve(chosen: Chosen, request: Asking, card: Presetting) -> Any:
     if preset not in public:
         raise UnknownName(f"preset of {chosen.name}", preset, public)
     base = presets[_by_kind(preset, {c.kind for c in request.concepts}, presets)]
-    return changed(base, chosen.settings)
+    return changed(base, chosen.settings, f"{chosen.name} (preset {preset})")
 
 
 def _by_kind(preset: str, kinds: set[str], presets: Iterable[str]) -> str:

@@ -19,18 +19,14 @@ METHOD = '''
 """A throw-away method: turns every value of cross-attention down."""
 from __future__ import annotations
 from dataclasses import dataclass
-from typing import Any
-from efface.needs import Needs
-from efface.patch import Dense, Patch
-
-__all__ = ["Dim"]
-PRESETS: dict[str, dict[str, Any]] = {"efface": {"factor": 0.5}, "world": {"factor": 0.25}}
+from efface.evidence.needs import Needs
+from efface.patch import Answer, Dense
 
 
 @dataclass(frozen=True)
 class Dim:
     """Multiply the values by factor."""
-    factor: float | None = None
+    factor: float = 0.5
 
     def ask(self, request, card):
         return Needs(texts=tuple(c.name for c in request.concepts))
@@ -38,7 +34,11 @@ class Dim:
     def solve(self, model, evidence, request, work):
         assert evidence.text(request.concepts[0].name).rows.ndim == 2
         sites = [s.name for s in model.card.select("cross.v")]
-        return Patch(tuple(Dense(s, (self.factor - 1) * model.weight(s)) for s in work.progress(sites, "sites")))
+        return Answer(tuple(Dense(s, (self.factor - 1) * model.weight(s)) for s in work.progress(sites, "sites")))
+
+
+PRESETS = {"efface": Dim(), "world": Dim(0.25)}
+PLUGIN = Dim
 '''
 
 

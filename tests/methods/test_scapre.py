@@ -304,14 +304,13 @@ def test_which_kept_things_accompany_a_style_does_not_hang_on_any_order(model: M
 
 
 def test_a_setting_that_the_form_of_the_preset_does_not_have_is_one_sentence(model: Model) -> None:
-    for preset, setting, cls in (
-        ("efface", {"power": 2}, "KeptSentences"),
-        ("efface", {"mask": "code"}, "KeptSentences"),
-        ("roll-back", {"decoupler": "span"}, "RollBack"),
-        ("code", {"anchored": False}, "LargeScale"),
-        ("paper", {"keep_scale": 1.0}, "Paper"),
-    ):
-        with pytest.raises(UnknownName, match=f"unknown setting of {cls} '{next(iter(setting))}'"):
+    foreign: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("efface", {"power": 2}), ("efface", {"mask": "code"}), ("roll-back", {"decoupler": "span"}),
+        ("code", {"anchored": False}), ("paper", {"keep_scale": 1.0}),
+    )  # fmt: skip
+    for preset, setting in foreign:
+        said = rf"unknown setting of scapre \(preset {preset}\) '{next(iter(setting))}'"
+        with pytest.raises(UnknownName, match=said):
             erase(model, preset=preset, **setting)
     with pytest.raises(UnknownName, match=r"setting of scapre 'mask.powr'; did you mean 'mask.power'"):
         erase(model, **{"mask.powr": 2})

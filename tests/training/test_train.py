@@ -95,6 +95,31 @@ def wide() -> Model:
     return efface.load(make_pipe(dtype=torch.float64))
 
 
+# --- gradients by term -----------------------------------------------------------------------------------------------
+
+
+def test_the_sum_of_the_terms_gradients_is_the_gradient_of_their_sum(wide: Model) -> None:
+    plain = Run(wide).go(3)
+    seen: list[set[str]] = []
+
+    def summed(by_term: dict[str, Any]) -> list[Tensor]:
+        seen.append(set(by_term))
+        return [torch.stack(list(parts)).sum(0) for parts in zip(*by_term.values(), strict=True)]
+
+    by_term = Run(wide).go(3, combine=summed)
+    assert seen == [{"one", "two"}] * 3
+    assert by_term.losses == pytest.approx(plain.losses, rel=1e-9)
+    for name, parameter in plain.net.trained.items():
+        assert float((by_term.net.trained[name] - parameter).norm()) <= 1e-6 * float(parameter.norm())
+
+
+def test_a_term_can_be_left_out_of_the_gradient(wide: Model) -> None:
+    plain = Run(wide).go(3)
+    alone = Run(wide).go(3, combine=lambda by_term: by_term["one"])
+    assert alone.losses[0] == plain.losses[0]
+    assert alone.bits != plain.bits
+
+
 # --- the base stays as it is -----------------------------------------------------------------------------------------
 
 
@@ -390,7 +415,7 @@ def test_two_processes_stopped_and_resumed_go_on_with_their_own_share(
 ) -> None:
     """3.7-17: two trajectories of one batch, stopped between two steps of a pass."""
     exchange, folder = Exchange(), tmp_path if kept == "file" else None
-    monkeypatch.setattr("efface.methods.kscu.Team", exchange.team)
+    monkeypatch.setattr("efface.methods._key_steps.Team", exchange.team)
     models = [efface.load(make_pipe()) for _ in range(2)]
     settings: dict[str, Any] = {"method": "kscu", "preset": "code", "updates": 3, "steps": 6, "first_step": 3}
     settings |= {"scope": "xattn", "batch": 2, "learning_rate": 1e-3}
@@ -413,7 +438,7 @@ def test_two_processes_stopped_and_resumed_go_on_with_their_own_share(
         assert found.keys() == whole[0].keys()
         assert all(found[s].equal(w) for s, w in whole[0].items())
     assert all(whole[1][s].equal(w) for s, w in whole[0].items())
-    monkeypatch.setattr("efface.methods.kscu.Team", lambda: Team(1, 0))
+    monkeypatch.setattr("efface.methods._key_steps.Team", lambda: Team(1, 0))
     with pytest.raises(BadRequest, match="'processes' is 2, not 1"):
         erased(0, works[0])
 

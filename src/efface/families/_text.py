@@ -107,7 +107,7 @@ def clip(net: Parts, ending: str, texts: Sequence[str], length: int) -> list[Sai
     cut = [_cut(ids_of(net, f"tokenizer{ending}", text), length) for text in texts]
     padded = _padded(cut, net.part(f"tokenizer{ending}").pad_token_id, length)
     rows = read(net, f"text_encoder{ending}", list(dict.fromkeys(padded)), _clip_states, output_hidden_states=True)
-    return [Said(*rows[key], len(ids)) for key, ids in zip(padded, cut, strict=True)]
+    return [Said(rows[key][0], rows[key][1], len(ids)) for key, ids in zip(padded, cut, strict=True)]
 
 
 def t5(net: Parts, ending: str, texts: Sequence[str], length: int) -> list[Encoding]:
