@@ -163,6 +163,46 @@ def test_nothing_is_too_long(file: Path) -> None:
             assert size <= LONGEST_FUNCTION, f"{place(file)}: {node.name} has {size} lines"
 
 
+KNOW_FAMILIES = ("families/", "worldmaking/")
+# What belongs to one architecture; roles, doors and spans are what all others ask for.
+OF_A_FAMILY = {
+    "the part of one architecture": re.compile(r"(?i)\bunet|text_encoder|StableDiffusion"),
+    "the call of one denoiser": re.compile(r"encoder_hidden_states"),
+    "the first stream in place of a door's": re.compile(r"streams\[0\]"),
+    "arithmetic on tokens": re.compile(
+        r"\.count [-+] \d|spans\.\w+(\[\d\])? [-+] \d|len\((\w+\.)*(input_)?(ids|tokens?)\b[^()]*\) [-+] \d"
+    ),
+}
+
+
+def code(module: ast.Module) -> str:
+    """A file without comments and without strings that stand alone."""
+
+    class Bare(ast.NodeTransformer):
+        def visit_Expr(self, node: ast.Expr) -> ast.AST:
+            text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            return ast.Pass() if text else self.generic_visit(node)
+
+    return ast.unparse(ast.fix_missing_locations(Bare().visit(ast.parse(ast.unparse(module)))))
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if not place(f).startswith(KNOW_FAMILIES)], ids=place)
+def test_what_is_special_to_a_family_stands_in_its_file(file: Path) -> None:
+    """And in the room that makes the world, which is a Stable Diffusion."""
+    text = code(tree(file))
+    assert [(what, found[0]) for what, pattern in OF_A_FAMILY.items() if (found := pattern.search(text))] == []
+
+
+def test_the_patterns_of_families_find_what_they_forbid() -> None:
+    for text in ("n = e.count - 2", "x.spans.last + 1", "spans.end[0] - 1", "len(ids) - 2", "len(found.input_ids) - 1",
+                 "card.streams[0].width", "glob('unet-*')", "f(encoder_hidden_states=x)", "pipe.text_encoder_2",
+                 "import UNet2DConditionModel"):  # fmt: skip
+        assert any(p.search(text) for p in OF_A_FAMILY.values()), text
+    for text in ("n = count - 1", "len(rows) - 1", "card.streams", "list.count(x) + 1", "self.count + other.count"):
+        assert not any(p.search(text) for p in OF_A_FAMILY.values()), text
+    assert "unet" not in code(ast.parse('"""unet"""\nx = 1  # unet\n"""unet"""\n'))
+
+
 def test_no_pickle_no_remote_code_no_shell() -> None:
     for file in FILES:
         assert not [n for n in imported(file) if within(n, "pickle", "dill", "joblib", "marshal")], place(file)

@@ -34,6 +34,8 @@ class Tiny:
     """Whether guidance compares with an unconditional side."""
     told: bool = True
     """Whether guidance changes anything."""
+    seats: bool = True
+    """Whether rules have seats inside the denoiser."""
     reads_on: bool = False
     """Whether some encoder reads on where CLIP's window ends."""
     fast: bool = True
@@ -208,6 +210,8 @@ FAMILIES = {
     "sd3": Tiny("sd3", sd3, reads_on=True),
     "sd3.5": Tiny("sd3", lambda: sd3(dual_attention_layers=(0,), qk_norm="rms_norm"), reads_on=True, fast=False),
     "sd3 without T5": Tiny("sd3", lambda: sd3(reads_t5=False), fast=False, absent=("text_encoder_3", "tokenizer_3")),
-    "flux dev": Tiny("flux", lambda: flux(True), SMALL, guided=False, reads_on=True),
-    "flux schnell": Tiny("flux", lambda: flux(False), SMALL, guided=False, told=False, reads_on=True, fast=False),
+    "flux dev": Tiny("flux", lambda: flux(True), SMALL, guided=False, seats=False, reads_on=True),
+    "flux schnell": Tiny(
+        "flux", lambda: flux(False), SMALL, guided=False, seats=False, told=False, reads_on=True, fast=False
+    ),
 }

@@ -24,8 +24,10 @@ from efface import registry
 from efface.errors import BadRequest, EffaceError, Unavailable, WrongFile
 from efface.families.stable_diffusion import StableDiffusion
 from efface.model import Model
+from efface.model.places import PLACES
 from efface.model.recognise import family_of_index, family_of_pipeline
 from efface.patch import Guard, Patch
+from nudge import nudges
 from tiny_families import FAMILIES, Tiny
 
 PROMPTS, SEEDS = ["a dog", "a red house", "a cat in noto style"], [0, 5, 9]
@@ -137,6 +139,32 @@ def test_a_negative_prompt_acts_as_in_the_pipeline_or_is_refused(row: str, home:
     with Patch((Guard("negative-prompt", {"text": "a red house"}),)).applied(model):
         found = model.sample(PROMPTS[:1], SEEDS[:1], steps=3, guidance=5.0)
     assert distance(found, drawn_by(pipe, model, PROMPTS[:1], **how)) <= 1
+
+
+@rows()
+@pytest.mark.parametrize("place", PLACES)
+def test_a_rule_acts_at_its_place_or_the_place_is_refused(
+    place: str, row: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the family, predictions and latents are (n, c, h, w), keys and values (r, L, o)."""
+    model, (patch, rule) = _model(row, home), nudges(monkeypatch, PROMPTS[0])(place, 2.0)
+    inside = place in ("key-value", "attention")
+    with patch.applied(model):
+        if inside and not FAMILIES[row].seats:
+            with pytest.raises(Unavailable, match=f"{place!r}, which has no seat"):
+                model.sample(PROMPTS[:1], [0], steps=2)
+            return
+        edited = model.sample(PROMPTS[:1], [0], steps=2)
+    assert distance(edited, model.sample(PROMPTS[:1], [0], steps=2)) > 1
+    sides = 2 if FAMILIES[row].guided else 1
+    shapes = {call[2] for call in rule.calls}
+    if inside:
+        seats = model.network.family.seats(model.card, place)
+        assert sorted(call[:2] for call in rule.calls) == sorted((i, s.told) for i in range(2) for s in seats)
+        assert {(shape[0], len(shape)) for shape in shapes} == {(sides, 3)}
+    else:
+        assert len(rule.calls) == (1 if place == "prompt" else 2)
+        assert shapes == {(1, *model.card.latent)} or place == "prompt"
 
 
 # --- one model -------------------------------------------------------------------------------------------------------

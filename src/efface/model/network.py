@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from efface.errors import BadRequest
+from efface.errors import BadRequest, Unavailable
 from efface.model.card import Card
 from efface.model.family import Family
 from efface.model.sources import Folder, Pipeline
@@ -74,11 +74,16 @@ class Network:
         return self.source.tensor(part, keys)
 
     def scheduler(self, name: str | None = None) -> Any:
-        """A fresh scheduler of the card; `name`: of this diffusers class, over the same noise levels."""
+        """A fresh scheduler of the card; `name`: of this diffusers class, over the same noise levels.
+
+        Raises Unavailable where a network that predicts a flow would be walked by another class.
+        """
         import diffusers
 
         config = self.card.schedule_dict()
         own = config.pop("_class_name")
+        if name and self.card.prediction == "flow":
+            raise Unavailable(f"{self.card.name} predicts a flow, which {name} cannot walk; use a closed form (uce, scapre)")
         if name:  # what the other class would set differently where the configuration is silent
             config = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | config
         return getattr(diffusers, name or own).from_config(config)
