@@ -180,7 +180,7 @@ def bits(module: Any) -> dict[str, bytes]:
 
 def all_bits(model: Model) -> dict[str, bytes]:
     """Every weight of a model as bytes; opens all parts."""
-    return {f"{p}.{k}": v for p in ("unet", "text_encoder", "vae") for k, v in bits(model.part(p)).items()}
+    return {f"{p}.{k}": v for p in model.network.weighed for k, v in bits(model.part(p)).items()}
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

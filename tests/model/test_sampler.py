@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from conftest import MakePipe
 from efface.errors import BadRequest, Cancelled
 from efface.model import Model
 from efface.model import places as guards
-from efface.patch import Guard, Patch
 from efface.work import Work
+from nudge import Add, nudges
 
 PROMPTS, SEEDS = ["a dog", "a red house", "a cat in noto style"], [0, 5, 9]
 
@@ -128,38 +127,9 @@ def test_a_cancelled_work_stops_it_and_leaves_no_hook(tiny: Model) -> None:
 # --- the five places -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Nudge:
-    """A throw-away rule: adds a constant to whatever passes, and writes down where it was called."""
-
-    place: str
-    amount: float
-    calls: list[tuple[int, str, tuple[int, ...]]] = field(default_factory=list)
-
-    def start(self, call: guards.Call) -> str:
-        return call.prompts[0]
-
-    def at(self, step: guards.Step, state: Any, value: Any, site: str) -> Any:
-        assert state == PROMPTS[0]
-        tensor = {"prompt": lambda: value.values, "prediction": lambda: value.guided}.get(self.place, lambda: value)()
-        self.calls.append((step.index, site, tuple(tensor.shape)))
-        moved = tensor + self.amount * torch.linspace(-1, 1, tensor.shape[-1], dtype=tensor.dtype)
-        return replace(value, values=moved) if self.place == "prompt" else moved
-
-
 @pytest.fixture
-def nudge() -> Iterator[Any]:
-    made: list[Nudge] = []
-
-    def add(place: str, amount: float) -> tuple[Patch, Nudge]:
-        rule = Nudge(place, amount)
-        made.append(rule)
-        guards.rule(f"nudge-{place}")(lambda guard, strength: rule)
-        return Patch((Guard(f"nudge-{place}"),)), rule
-
-    yield add
-    for rule in made:
-        del guards._RULES[f"nudge-{rule.place}"]
+def nudge(monkeypatch: pytest.MonkeyPatch) -> Add:
+    return nudges(monkeypatch, PROMPTS[0])
 
 
 def _where(model: Model, place: str) -> list[str]:
@@ -175,7 +145,7 @@ def test_there_are_five_places() -> None:
 
 
 @pytest.mark.parametrize("place", guards.PLACES)
-def test_a_rule_acts_once_at_its_place_and_is_gone_afterwards(place: str, nudge: Any, tiny: Model) -> None:
+def test_a_rule_acts_once_at_its_place_and_is_gone_afterwards(place: str, nudge: Add, tiny: Model) -> None:
     base = tiny.sample(PROMPTS, SEEDS, steps=3)
     patch, rule = nudge(place, 2.0)
     with patch.applied(tiny):
@@ -193,7 +163,7 @@ def test_a_rule_acts_once_at_its_place_and_is_gone_afterwards(place: str, nudge:
 
 
 @pytest.mark.parametrize("place", guards.PLACES)
-def test_a_rule_that_adds_nothing_changes_no_pixel(place: str, nudge: Any, tiny: Model) -> None:
+def test_a_rule_that_adds_nothing_changes_no_pixel(place: str, nudge: Add, tiny: Model) -> None:
     base = tiny.sample(PROMPTS, SEEDS, steps=2)
     patch, rule = nudge(place, 0.0)
     with patch.applied(tiny):
@@ -201,7 +171,7 @@ def test_a_rule_that_adds_nothing_changes_no_pixel(place: str, nudge: Any, tiny:
     assert rule.calls
 
 
-def test_rules_act_in_the_order_of_application(nudge: Any, tiny: Model) -> None:
+def test_rules_act_in_the_order_of_application(nudge: Add, tiny: Model) -> None:
     """The latent rule sees what the prediction rule made of the step."""
     (one, first), (two, second) = nudge("prediction", 1.0), nudge("latent", 1.0)
     with one.applied(tiny), two.applied(tiny):

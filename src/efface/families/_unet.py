@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from efface.errors import Unavailable
 from efface.families._roles import Roles, sites_of
+from efface.families._vae import decoded, factor_of, pixels_of, unscaled
 from efface.model.card import Card, Site
 from efface.model.family import Config, Part, Parts, Seat
 from efface.model.text import Context
 
-__all__ = ["PARTS", "SCHEDULERS", "UNetFamily", "latent_of", "sites"]
+__all__ = ["SCHEDULERS", "UNET", "UNetFamily", "latent_of", "sites"]
 
-PARTS = (
-    Part("unet", (("diffusers", "UNet2DConditionModel"),)),
-    Part("vae", (("diffusers", "AutoencoderKL"),)),
-)
+UNET = Part("unet", (("diffusers", "UNet2DConditionModel"),))
 SCHEDULERS = (
     "DDIMScheduler",
     "DDPMScheduler",
@@ -50,9 +49,13 @@ ROLES: Roles = (
     (r"attn1\.to_out\.0$", "self.out"),
     (r"ff\.net\.0\.proj$", "ff.in"),
     (r"ff\.net\.2$", "ff.out"),
+    (r"^add_embedding\.linear_1$", "pooled.in"),
+    (r"^add_embedding\.linear_2$", "pooled.out"),
     (r"time_emb.*|time_embedding\..*", "time"),
     (r".*", "conv"),
 )
+CROSS = ("cross.k", "cross.v", "cross.q", "cross.out")
+SELF = ("self.k", "self.v", "self.q", "self.out")
 
 
 def sites(unet: Config) -> tuple[Site, ...]:
@@ -63,10 +66,10 @@ def sites(unet: Config) -> tuple[Site, ...]:
     return sites_of(UNet2DConditionModel, unet, ROLES, doors, (torch.nn.Linear, torch.nn.Conv2d))
 
 
-def latent_of(name: str, unet: Config, vae: Config) -> tuple[tuple[int, int, int], tuple[int, int]]:
+def latent_of(name: str, unet: Config, vae: Config, extra: Config) -> tuple[tuple[int, int, int], tuple[int, int]]:
     """Latents (channels, height, width) and the picture's (height, width).
 
-    Raises Unavailable for a U-Net that takes more than latents, as those for inpainting do.
+    Raises WrongFile, Unavailable for a U-Net that takes more than latents, as those for inpainting do.
     """
     takes, gives = unet["in_channels"], unet.get("out_channels", 4)
     if takes != gives:
@@ -74,16 +77,23 @@ def latent_of(name: str, unet: Config, vae: Config) -> tuple[tuple[int, int, int
             f"the U-Net of {name} takes {takes} channels and gives {gives}: it needs a picture beside the prompt; "
             "use a text-to-image model"
         )
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    side = unet["sample_size"]
+    factor, side = factor_of(vae), unet["sample_size"]
     height, width = (side, side) if isinstance(side, int) else side
-    return (takes, height, width), (height * factor, width * factor)
+    size = pixels_of(name, extra, (height * factor, width * factor), factor)
+    return (takes, size[0] // factor, size[1] // factor), size
 
 
 class UNetFamily:
     """Steps of a diffusion sampler, the U-Net's call, the VAE, and where rules sit."""
 
     schedulers = SCHEDULERS
+    scopes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "xattn": CROSS,
+        "xattn-strict": ("cross.k", "cross.v"),
+        "selfattn": SELF,
+        "noxattn": (*SELF, "ff.in", "ff.out", "time", "pooled.in", "pooled.out", "conv"),
+        "ff-out": ("ff.out",),
+    }
 
     def told(self, net: Parts, context: Context, guidance: float) -> Context:
         """The context as it is: guidance compares two rows."""
@@ -108,9 +118,7 @@ class UNetFamily:
 
     def decode(self, net: Parts, x: torch.Tensor) -> torch.Tensor:
         """Through the VAE."""
-        vae = net.part("vae")
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return vae.decode(x / vae.config.scaling_factor + shift).sample.float()
+        return decoded(net, unscaled(net, x))
 
     def seats(self, card: Card, place: str) -> tuple[Seat, ...]:
         """Keys and values of cross-attention, or its whole block."""

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from efface.families._roles import schedule_of
-from efface.families._text import CLIP_TOKENIZERS, clip_spans, ids_of, read
-from efface.families._unet import PARTS, UNetFamily, latent_of, sites
+from efface.families._text import CLIP_TOKENIZERS, clip_keys, clip_sizes, clip_spans, ids_of, read
+from efface.families._unet import UNET, UNetFamily, latent_of, sites
+from efface.families._vae import VAE
 from efface.model.card import Card, Door, Stream
 from efface.model.family import Config, Part, Parts
 from efface.model.text import Context, Encoded, Encoding
@@ -31,16 +32,16 @@ class StableDiffusion(UNetFamily):
         "StableDiffusionInpaintPipeline",
     )
     parts = (
-        PARTS[0],
+        UNET,
         Part("text_encoder", (("transformers", "CLIPTextModel"),)),
-        PARTS[1],
+        VAE,
         Part("tokenizer", CLIP_TOKENIZERS, weighed=False),
     )
 
     def card(self, name: str, configs: Mapping[str, Config], extra: Config) -> Card:
         """From the configurations of `unet`, `text_encoder`, `vae`, `scheduler`; weights are never read."""
         unet, text, scheduler = configs["unet"], configs["text_encoder"], configs["scheduler"]
-        latent, size = latent_of(name, unet, configs["vae"])
+        latent, size = latent_of(name, unet, configs["vae"], extra)
         width = unet["cross_attention_dim"]
         return Card(
             name=name,
@@ -60,12 +61,11 @@ class StableDiffusion(UNetFamily):
 
     def embedding(self, stream: Stream) -> tuple[str, tuple[str, ...]]:
         """Of the one text encoder."""
-        ending = "embeddings.token_embedding.weight"
-        return "text_encoder", (f"text_model.{ending}", ending)
+        return "text_encoder", clip_keys()
 
     def sizes(self, net: Parts, text: str) -> tuple[int, int]:
         """Without both ends."""
-        return len(ids_of(net, "tokenizer", text)) - 2, net.card.stream("text").length - 2
+        return clip_sizes(net, "tokenizer", text, net.card.stream("text").length)
 
     def encode(self, net: Parts, texts: Sequence[str], whole: bool) -> list[Encoded]:
         """The last hidden state. The encoder is causal, so nothing after the last content token can change its row."""
@@ -73,12 +73,12 @@ class StableDiffusion(UNetFamily):
         window, pad = net.card.stream("text").length, net.part("tokenizer").pad_token_id
         length = {i: window if whole else max(1, len(i) - 1) for i in ids.values()}
         padded = {i: (i + (pad,) * length[i])[: length[i]] for i in length}
-        rows: dict[tuple[int, ...], torch.Tensor] = {}
+        rows: dict[tuple[int, ...], tuple[torch.Tensor, ...]] = {}
         for size in sorted(set(length.values())):
             group = [padded[i] for i in length if length[i] == size]
-            rows |= read(net, "text_encoder", list(dict.fromkeys(group)), lambda said: said[0])
+            rows |= read(net, "text_encoder", list(dict.fromkeys(group)), lambda said: (said[0],))
         spans = {i: clip_spans(len(i), length[i]) for i in length}
-        made = {i: Encoding(rows[padded[i]], spans[i]) for i in length}
+        made = {i: Encoding(rows[padded[i]][0], spans[i]) for i in length}
         return [Encoded(text, {"text": made[ids[text]]}) for text in texts]
 
     def context(self, net: Parts, texts: Sequence[Encoded]) -> Context:

@@ -208,9 +208,7 @@ def rows_of(encoded: Encoded, door: Door) -> tuple[Encoding, ...]:
 
 def meaning(encoded: Encoded) -> Tensor:
     """The last content row at unit length, less the start's: what is common to all texts tells nothing. (d,)"""
-    own = encoded.main
-    row = own.last - own.rows[: own.spans.start[1]].sum(0)
-    return torch.nn.functional.normalize(row.double(), dim=0)
+    return torch.nn.functional.normalize(encoded.main.meaning.double(), dim=0)
 
 
 # --- rows of a request -----------------------------------------------------------------------------------------------

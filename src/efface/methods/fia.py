@@ -259,9 +259,9 @@ class FIA:
 
     def _timesteps(self, model: Model) -> list[int]:
         """The timesteps that were looked at: samplers that call the network twice at one show it here."""
-        scheduler = model.network.scheduler()
-        scheduler.set_timesteps(self.drawing.inference_steps)
-        return [int(t) for t in scheduler.timesteps[: self.drawing.saliency_steps]]
+        network = model.network
+        times = network.family.times(network, network.scheduler(), self.drawing.inference_steps)
+        return [int(t) for t in times[: self.drawing.saliency_steps]]
 
 
 class _Scores:

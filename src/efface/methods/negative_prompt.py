@@ -41,7 +41,7 @@ class NegativePrompt:
     def ask(self, request: Request, card: Card) -> Needs:
         """Nothing: the text is encoded when pictures are drawn. Raises BadRequest, WrongFile, and Unavailable for a
         model that has no unconditional side."""
-        if card.guidance <= 1:
+        if card.guidance <= 1 or card.blank == "nothing":
             raise Unavailable(f"{card.name} draws without an unconditional side, which a negative prompt needs")
         complete_prompts(self, request)
         return Needs()

@@ -152,12 +152,11 @@ def _lost(cell: Cell) -> str:
 def text_space(model: Any, texts: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Concept -> (d,): the last content row of its text in the model's own encoder, less the row that starts a text.
 
-    texts: the text of each concept; those that are longer than the model reads are left out. The first row is common
-    to all texts of a causal encoder and would make everything alike.
+    texts: the text of each concept; those that are longer than the model reads are left out.
     """
     fits = {c: t for c, t in texts.items() if model.reads(t)}
     encoded = {e.text: e for e in model.encode(tuple(dict.fromkeys(fits.values())), whole=False)} if fits else {}
-    rows = {t: (e.main.last - e.main.rows[0]).double().cpu().numpy() for t, e in encoded.items()}
+    rows = {t: e.main.meaning.double().cpu().numpy() for t, e in encoded.items()}
     return {c: rows[t] for c, t in fits.items()}
 
 

@@ -61,6 +61,8 @@ class Card:
     size: image height and width in pixels. latent: (channels, height, width). schedule: the scheduler's class and
     configuration. preset: the methods' preset that is used when the request names none. captions: wordings that the
     training captions had, None where the model does not say; of no weight for what it draws, so not in the hash.
+    blank: what a guided prompt is compared with: the empty "text", "zeros", or "nothing" where the network reads the
+    number itself.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Card:
     guidance: float
     preset: str = "efface"
     captions: tuple[str, ...] | None = None
+    blank: str = "text"
 
     def site(self, name: str) -> Site:
         """A site by name; "NAME.bias" is the bias of the site NAME. Raises UnknownName."""
@@ -113,7 +116,8 @@ class Card:
     @property
     def hash(self) -> str:
         """Of what can change a picture: all but the name and the captions; doors follow from the family."""
-        body = {k: v for k, v in asdict(self).items() if k not in ("name", "captions", "doors")}
+        silent = ("name", "captions", "doors", *(("blank",) if self.blank == "text" else ()))
+        body = {k: v for k, v in asdict(self).items() if k not in silent}
         body["sites"] = [{("stream" if k == "door" else k): v for k, v in site.items()} for site in body["sites"]]
         return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -25,11 +25,13 @@ class Part:
     """One part of a model folder: its name, and every (library, class) that a folder may name for it.
 
     Nothing else is ever imported for a folder. weighed: its weights are read, as against those of a tokenizer.
+    needed: False for a part that a model may lack, which is None then.
     """
 
     name: str
     classes: tuple[tuple[str, str], ...]
     weighed: bool = True
+    needed: bool = True
 
 
 class Parts(Protocol):
@@ -40,7 +42,7 @@ class Parts(Protocol):
     dtype: torch.dtype
 
     def part(self, name: str) -> Any:
-        """A part of the family by name, loaded at first use."""
+        """A part of the family by name, loaded at first use; None for one that this model lacks."""
         ...
 
     @property
@@ -68,11 +70,13 @@ class Family(Protocol):
     pipelines: tuple[str, ...]  # diffusers classes that it answers to; subclasses and the same parts are known by them
     parts: tuple[Part, ...]  # the denoiser first
     schedulers: tuple[str, ...]  # diffusers classes that a folder may name
+    scopes: Mapping[str, tuple[str, ...]]  # what training methods call parts of the denoiser, as roles of sites
 
     def card(self, name: str, configs: Mapping[str, Config], extra: Config) -> Card:
         """From the configurations of its parts, `scheduler` and `index` (`model_index.json`); no weights are read.
 
-        extra: what a model says of itself in `efface.json`. Raises Unavailable for a model that it cannot draw with.
+        extra: what a model says of itself in `efface.json`. Raises Unavailable for a model that it cannot draw with,
+        WrongFile for an `efface.json` that says nothing sensible.
         """
         ...
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from efface.errors import BadRequest
+from efface.errors import BadRequest, Unavailable
 from efface.model.card import Card
 from efface.model.family import Family
 from efface.model.sources import Folder, Pipeline
@@ -30,7 +30,7 @@ class Network:
     # --- parts -----------------------------------------------------------------------------------------------------
 
     def part(self, name: str) -> Any:
-        """A part of the family by name, loaded at first use."""
+        """A part of the family by name, loaded at first use; None for one that this model lacks."""
         if name not in self._parts:
             with torch.inference_mode(False):  # weights made inside inference mode could not be edited in place
                 self._parts[name] = self.source.part(name, self.device, self.dtype)
@@ -48,7 +48,7 @@ class Network:
     @property
     def weighed(self) -> tuple[str, ...]:
         """The parts whose weights are read."""
-        return tuple(p.name for p in self.family.parts if p.weighed)
+        return tuple(p.name for p in self.family.parts if p.weighed and self.source.has(p.name))
 
     def module(self, site: str) -> torch.nn.Module:
         """The module that holds a site's weight."""
@@ -74,11 +74,16 @@ class Network:
         return self.source.tensor(part, keys)
 
     def scheduler(self, name: str | None = None) -> Any:
-        """A fresh scheduler of the card; `name`: of this diffusers class, over the same noise levels."""
+        """A fresh scheduler of the card; `name`: of this diffusers class, over the same noise levels.
+
+        Raises Unavailable where a network that predicts a flow would be walked by another class.
+        """
         import diffusers
 
         config = self.card.schedule_dict()
         own = config.pop("_class_name")
+        if name and self.card.prediction == "flow":
+            raise Unavailable(f"{self.card.name} predicts a flow, which {name} cannot walk; use uce or scapre")
         if name:  # what the other class would set differently where the configuration is silent
             config = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | config
         return getattr(diffusers, name or own).from_config(config)

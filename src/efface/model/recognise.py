@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from efface.errors import Unavailable
-from efface.model.family import Family
+from efface.model.family import Family, Part
 from efface.registry import find, names
 
 __all__ = ["family_of_index", "family_of_pipeline"]
+
+_NONE = ("", "NoneType", "None")  # what a part that is not there is called
 
 
 def family_of_index(index: Mapping[str, Any], where: str) -> Family:
@@ -33,16 +35,21 @@ def _family(classes: tuple[str, ...], named: Callable[[str], str], where: str) -
     for cls in classes:  # the nearest class that some family answers to
         if claimed := [f for f in families if cls in f.pipelines]:
             return _complete(_one(claimed, where), named, where)
-    claimed = [f for f in families if all(_fits(part, named) for part in f.parts)]
-    if claimed:
+    if claimed := _largest([f for f in families if all(_fits(part, named) for part in f.parts)]):
         return _one(claimed, where)
     raise Unavailable(
         f"models of class {classes[0]!r} are not supported yet; efface list families names those that are"
     )
 
 
-def _fits(part: Any, named: Callable[[str], str]) -> bool:
-    return named(part.name) in {cls for _, cls in part.classes}
+def _fits(part: Part, named: Callable[[str], str]) -> bool:
+    return named(part.name) in {cls for _, cls in part.classes} or (not part.needed and named(part.name) in _NONE)
+
+
+def _largest(families: list[Family]) -> list[Family]:
+    """Those whose parts are not all parts of another: two encoders are more than the first of them."""
+    parts = [{p.name for p in f.parts} for f in families]
+    return [f for f, own in zip(families, parts, strict=True) if not any(own < others for others in parts)]
 
 
 def _one(claimed: list[Family], where: str) -> Family:
@@ -57,6 +64,6 @@ def _one(claimed: list[Family], where: str) -> Family:
 def _complete(family: Family, named: Callable[[str], str], where: str) -> Family:
     """The family. Raises Unavailable where one of its parts is missing."""
     for part in family.parts:
-        if named(part.name) in ("", "NoneType", "None"):
+        if part.needed and named(part.name) in _NONE:
             raise Unavailable(f"{where} lacks its part {part.name}, which {family.name} needs; load all of the model")
     return family

@@ -36,11 +36,16 @@ class Pipeline:
         """The folder that the pipeline was loaded from, by the bundled name where it is one."""
         return _known_as(self._folder.path) if self._folder else "pipeline"
 
+    def has(self, name: str) -> bool:
+        """Whether it has a part of the family."""
+        return getattr(self.pipe, name, None) is not None
+
     def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
-        return getattr(self.pipe, name)
+        return getattr(self.pipe, name, None)
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        found = {p.name: _config_of(getattr(self.pipe, p.name)) for p in self._family.parts if p.weighed}
+        parts = (p.name for p in self._family.parts if p.weighed and self.has(p.name))
+        found = {name: _config_of(getattr(self.pipe, name)) for name in parts}
         found["scheduler"] = dict(self.pipe.scheduler.config) | {"_class_name": type(self.pipe.scheduler).__name__}
         return found | {"index": dict(self.pipe.config)}
 
@@ -95,6 +100,8 @@ class Folder:
         for part in parts:
             named = self.index.get(part.name)
             named = (named[0], named[1]) if isinstance(named, list) and len(named) == 2 else named
+            if named in (None, (None, None)) and not part.needed:
+                continue
             if named not in part.classes:
                 known = " or ".join(".".join(c) for c in part.classes)
                 raise WrongFile(
@@ -112,6 +119,10 @@ class Folder:
             if not config:
                 raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
         return found | {"index": self.index}
+
+    def has(self, name: str) -> bool:
+        """Whether it has a part of the family that may be opened."""
+        return name in self._parts
 
     @property
     def weighed(self) -> tuple[str, ...]:
@@ -158,6 +169,8 @@ class Folder:
     def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
         import importlib
 
+        if not self.has(name):
+            return None
         part, (library, known) = self._parts[name]
         cls = getattr(importlib.import_module(library), known)  # one of the family's own, by `allow`
         if not part.weighed:

@@ -25,6 +25,14 @@ class Encoding:
         """(width,): the last content row."""
         return self.rows[min(self.spans.last, len(self.rows) - 1)]
 
+    @property
+    def meaning(self) -> torch.Tensor:
+        """(width,): the last content row, less the row before the text where there is one.
+
+        That row is common to all texts of a causal encoder and would make everything alike.
+        """
+        return self.last - self.rows[0] if self.spans.start[1] else self.last
+
 
 @dataclass(frozen=True)
 class Encoded:

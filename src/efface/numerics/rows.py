@@ -66,12 +66,13 @@ def last_row(embedding: Tensor, spans: Spans) -> Tensor:
     """The last content row of a text (L, d), as (1, d)."""
     if spans.last >= len(embedding):
         raise ValueError(f"row {spans.last} is past the end of a text of {len(embedding)} rows")
-    return embedding[spans.last : spans.last + 1]
+    return embedding[spans.last].unsqueeze(0)
 
 
 def end_row(embedding: Tensor, spans: Spans) -> Tensor:
-    """The first row of the end of a text (L, d), as (1, d)."""
-    return embedding[spans.end[0] : spans.end[0] + 1]
+    """The first row of the end of a text (L, d), as (1, d); of a vector, which has no end, its one row."""
+    at = min(spans.end[0], len(embedding) - 1)
+    return embedding[at : at + 1]
 
 
 def without_start(embedding: Tensor, spans: Spans) -> Tensor:
@@ -124,4 +125,4 @@ def paired_rows(
         raise ValueError(f"rows must be last, tail, content or content-to-end, not {rule!r}")
     g = guide[aligned_guide_index(len(concept), spans, guide_spans)]  # (L - start, d)
     size = spans.size if rule == "content" else len(g)
-    return without_start(concept, spans)[:size], g[:size], g[spans.size - 1]
+    return without_start(concept, spans)[:size], g[:size], g[: spans.size][-1]

@@ -1,28 +1,22 @@
-"""Which weights are trained: a scope names them by their roles."""
+"""Which weights are trained: a scope names them by their roles, in the file of the model's family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from efface.errors import BadRequest
+from efface.registry import find
 
 if TYPE_CHECKING:
-    from efface.model.card import Card, Site
+    from efface.model.card import Card
 
-__all__ = ["SCOPES", "sites_of"]
-
-# Name -> whether a role belongs to it.
-SCOPES: dict[str, Callable[[str], bool]] = {
-    "xattn": lambda role: role.startswith("cross."),
-    "noxattn": lambda role: not role.startswith("cross."),
-    "selfattn": lambda role: role.startswith("self."),
-}
+__all__ = ["sites_of"]
 
 
 def sites_of(card: Card, scope: str, *, biases: bool) -> tuple[str, ...]:
     """Names of a scope's weights, sorted, with the biases beside them or without. Raises BadRequest for none."""
-    chosen: list[Site] = [s for s in card.sites if SCOPES[scope](s.role)]
+    roles = find("families", card.family)().scopes.get(scope, ())
+    chosen = [s for s in card.sites if s.role in roles]
     if not chosen:
         raise BadRequest(f"setting 'scope': {card.name} has no module of scope {scope!r}; take another")
     beside = [f"{s.name}.bias" for s in chosen if s.bias and biases]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from efface.judges import Judge
     from efface.model import Model
 
-__all__ = ["FULL", "QUICK", "Counts", "Question", "check", "drawn", "questions"]
+__all__ = ["FULL", "QUICK", "Counts", "Question", "check", "drawn", "parts_of", "questions"]
 
 FIRST_SEED = 500  # the report half
 QUALIFIED_RATE, QUALIFIED_N = 0.8, 24
@@ -128,6 +128,12 @@ def drawn(model: Model, asked: Sequence[tuple[str, int]], work: Work) -> np.ndar
     items = [Item(prompt, seed, ()) for prompt, seed in asked]
     draw(side, items, sampling, images, work)
     return np.stack([images.get(side.image_key(item, sampling)) for item in items])
+
+
+def parts_of(model: Model) -> Path | None:
+    """Where the parts of a model were trained: beside it, for one in the cache, else under its name; None for none."""
+    places = (model.folder.parent, cache_folder() / "train" / model.card.name)
+    return next((p for p in places if any(p.glob("unet-*"))), None)
 
 
 def check(
