@@ -35,7 +35,7 @@ class FeedForwards:
         sites = tuple(Site(f"block.{i:02d}", "ff.out", shape) for i, shape in enumerate(SHAPES))
         schedule = (("_class_name", "PNDMScheduler"),)
         self.card = Card(
-            "feed-forwards", "stable-diffusion", (Stream("text", 768, 77, True),), sites, "epsilon", schedule,
+            "feed-forwards", "stable-diffusion", (Stream("text", 768, 77, True),), (), sites, "epsilon", schedule,
             (512, 512), (4, 64, 64), 50, 7.5,
         )  # fmt: skip
         self.weights = {s.name: torch.randn(s.shape, generator=torch.Generator().manual_seed(1)) for s in sites}
@@ -43,10 +43,11 @@ class FeedForwards:
     def weight(self, site: str) -> torch.Tensor:
         return self.weights[site]
 
-    def part(self, name: str) -> Any:
+    @property
+    def network(self) -> FeedForwards:
         return self
 
-    def get_submodule(self, name: str) -> Any:
+    def module(self, site: str) -> Any:
         return SimpleNamespace(bias=None)
 
     def scheduler(self) -> PNDMScheduler:

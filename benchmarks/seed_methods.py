@@ -30,7 +30,7 @@ from efface.erasure import plan
 from efface.evidence.gather import Evidence, gather
 from efface.families._text import clip_spans
 from efface.methods.scapre import LargeScale, ScaPre, System
-from efface.model import Model, sampler
+from efface.model import Model
 from efface.model.card import Card, Door, Site, Stream
 from efface.model.text import Context, Encoded, Encoding
 from efface.numerics import schedules
@@ -363,7 +363,7 @@ def masks(model: Model, names: tuple[str, ...], folder: str | None = None, **set
 def evaluations(model: Model, names: tuple[str, ...], **settings: Any) -> float:
     """As many as really pass the denoiser."""
     rows: list[int] = []
-    handle = model.part("unet").register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    handle = model.network.denoiser.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     masks(model, names, **settings)
     handle.remove()
     return sum(rows) / 2
@@ -372,12 +372,12 @@ def evaluations(model: Model, names: tuple[str, ...], **settings: Any) -> float:
 def stopping(model: Model) -> None:
     """Stopped after the last step that is looked at, against the whole schedule."""
     few = {"preset": "paper", "prompts": 3, "saliency_steps": 3, "inference_steps": 10}
-    short, sample = masks(model, NAMES[:1], **few), sampler.sample
+    short, observe = masks(model, NAMES[:1], **few), Model.observe
 
-    def whole(*given: Any, calls: int, **more: Any) -> Any:
-        return sample(*given, **more)
+    def whole(self: Model, prompts: Any, seeds: Any, taps: Any, calls: int, **more: Any) -> None:
+        observe(self, prompts, seeds, taps, more["steps"], **more)
 
-    with mock.patch("efface.model.sampler.sample", whole):
+    with mock.patch.object(Model, "observe", whole):
         full = masks(model, NAMES[:1], **few)
     verdict("masks with early stop, patches that differ from the whole schedule's", short.hash != full.hash, 0)
 

@@ -128,12 +128,19 @@ def flat(settings: DataclassInstance) -> dict[str, Any]:
     return found
 
 
+def _path(cls: type[DataclassInstance], key: str, owner: str) -> Path:
+    """Where the setting of this name stands. Raises UnknownName, BadRequest where two groups have the name."""
+    known = spellings(cls)
+    if key in known:
+        return known[key]
+    if several := [".".join(path) for path in _paths(cls) if path[-1] == key]:
+        raise BadRequest(f"setting {key!r} of {owner} stands for {' and '.join(several)}; write one of them")
+    raise UnknownName(f"setting of {owner}", key, known)
+
+
 def _placed(cls: type[DataclassInstance], key: str, value: object, owner: str) -> dict[Path, object]:
     """The settings that one of the user's names with its value stands for, by path. Raises UnknownName."""
-    known = spellings(cls)
-    if key not in known:
-        raise UnknownName(f"setting of {owner}", key, known)
-    path, inner = known[key], cls
+    path, inner = _path(cls, key, owner), cls
     for name in path:
         inner = _groups(inner).get(name)
         if inner is None:
@@ -238,7 +245,7 @@ def choose(name: str, settings: Mapping[str, object]) -> Chosen:
     plugin = find("methods", name)
     known = {s for preset in presets_of(plugin).values() for s in spellings(type(preset))}
     for key in settings:
-        if key not in known:
+        if key not in known | {s.rpartition(".")[2] for s in known}:
             raise UnknownName(f"setting of {_plain(name)}", key, known)
     return Chosen(_plain(name), plugin, dict(settings))
 

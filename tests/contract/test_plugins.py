@@ -61,7 +61,7 @@ def plugged(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     yield "dim-values"
     for module in ("outside_dim", "efface.methods.dim_values"):
         sys.modules.pop(module, None)
-    vars(efface.methods).pop("dim_values", None)
+    efface.methods.__dict__.pop("dim_values", None)
 
 
 def test_it_is_listed_with_the_others(plugged: str, cli: Cli) -> None:

@@ -308,12 +308,13 @@ def test_a_setting_that_the_form_of_the_preset_does_not_have_is_one_sentence(mod
         ("efface", {"power": 2}), ("efface", {"mask": "code"}), ("roll-back", {"decoupler": "span"}),
         ("code", {"anchored": False}), ("paper", {"keep_scale": 1.0}),
     )  # fmt: skip
+    misspelt: dict[str, Any] = {"mask.powr": 2}
     for preset, setting in foreign:
         said = rf"unknown setting of scapre \(preset {preset}\) '{next(iter(setting))}'"
         with pytest.raises(UnknownName, match=said):
             erase(model, preset=preset, **setting)
     with pytest.raises(UnknownName, match=r"setting of scapre 'mask\.powr'; did you mean 'mask\.power'"):
-        efface.erase(model, "dog", **{"mask.powr": 2})
+        efface.erase(model, "dog", **misspelt)
 
 
 # --- the forms -------------------------------------------------------------------------------------------------------
