@@ -136,8 +136,9 @@ class Model:
             )
         if isinstance(self._source, Pipeline):
             return self._source.pipe
-        parts = {p.name: self.part(p.name) for p in self.network.family.parts}
-        return self.network.family.pipeline(parts | {"scheduler": self.network.scheduler()}, self._source.index)
+        family, index = self.network.family, self._source.configs()["index"]
+        parts = {p.name: self.part(p.name) for p in family.parts} | {"scheduler": self.network.scheduler()}
+        return family.pipeline(parts, index)
 
     @property
     def folder(self) -> Path:
@@ -405,12 +406,12 @@ def load(
         source: Folder | Pipeline = Pipeline(target, family)
         denoiser = source.part(family.parts[0].name, torch.device("cpu"), torch.float32)
         place, kind = denoiser.device, denoiser.dtype
-        card = family.card(source.name, source.configs(), source.json("efface.json"))
+        card = family.card(source.name, source.configs(), source.facts)
         return Model(Network(card, family, source, torch.device(place), kind))
     place = device_of(device)
     path, name = locate(str(target), offline)
     source = Folder(path)
     family = family_of_index(source.index, name)
     source.allow(family.parts)
-    card = family.card(name, source.configs(), source.json("efface.json"))
+    card = family.card(name, source.configs(), source.facts)
     return Model(Network(card, family, source, torch.device(place), dtype_of(dtype, place)))
