@@ -297,7 +297,7 @@ def test_after_it_the_target_is_near_its_anchor_and_kept_texts_stay(method: str,
 @rows()
 @pytest.mark.parametrize("method", METHODS)
 def test_it_changes_the_weights_of_its_sites_alone_and_the_picture(method: str, row: str, home: Path) -> None:
-    """Biases stay."""
+    """3.P-10: biases stay."""
     model, patch = _model(row, home), _patch(row, method, home)
     before = all_bits(model)
     picture = model.sample(PROMPTS[:1], [3], steps=2)

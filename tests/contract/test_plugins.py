@@ -32,7 +32,7 @@ class Dim:
         return Needs(texts=tuple(c.name for c in request.concepts))
 
     def solve(self, model, evidence, request, work):
-        assert evidence.text(request.concepts[0].name).rows.ndim == 2
+        assert evidence.text(request.concepts[0].name).main.rows.ndim == 2
         sites = [s.name for s in model.card.select("cross.v")]
         return Answer(tuple(Dense(s, (self.factor - 1) * model.weight(s)) for s in work.progress(sites, "sites")))
 
@@ -61,8 +61,7 @@ def plugged(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     yield "dim-values"
     for module in ("outside_dim", "efface.methods.dim_values"):
         sys.modules.pop(module, None)
-    if hasattr(efface.methods, "dim_values"):
-        del efface.methods.dim_values
+    vars(efface.methods).pop("dim_values", None)
 
 
 def test_it_is_listed_with_the_others(plugged: str, cli: Cli) -> None:

@@ -19,7 +19,7 @@ from efface.errors import BadRequest, EffaceError, EffaceWarning, NothingChanged
 from efface.evidence.gather import gather
 from efface.files import cache_folder
 from efface.methods.fia import FIA, PRESETS
-from efface.model import Model, sampler
+from efface.model import Model
 from efface.numerics.saliency import column_norms, cosine_energy
 from efface.patch import Mask, Patch
 from efface.prompts import load
@@ -188,7 +188,7 @@ def test_statistics_are_those_of_single_runs(halves: str, tiny_pipe: MakePipe) -
     for prompt in prompts:
         seen: list[torch.Tensor] = []
         handle = module.register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[0]))
-        sampler.sample(model, [prompt], [0], steps=4, guidance=7.5, calls=1)  # pyright: ignore
+        model.observe([prompt], [0], {}, 1, steps=4, guidance=7.5)
         handle.remove()
         X.append(seen[0][1:] if halves == "cond" else seen[0])
     rows = [x.reshape(-1, x.shape[-1]) for x in X]
@@ -248,13 +248,13 @@ def test_stopping_after_the_last_step_gives_the_same_bits(
     with rows_of_calls(tiny) as calls:
         short = fia(tiny, score=score, cache=tmp_path / "short")
     assert calls == [4, 4, 2, 2] * 2  # two batches of two prompts and one, two steps each, for base and concept
-    sample = sampler.sample  # pyright: ignore
+    observe = Model.observe
 
-    def whole(*arguments: Any, calls: int | None = None, **more: Any) -> Any:
+    def whole(self: Model, prompts: Any, seeds: Any, taps: Any, calls: int, **more: Any) -> None:
         assert calls == 2
-        return sample(*arguments, **more)
+        observe(self, prompts, seeds, taps, more["steps"], **more)
 
-    monkeypatch.setattr("efface.model.sampler.sample", whole)
+    monkeypatch.setattr(Model, "observe", whole)
     with rows_of_calls(tiny) as calls:
         full = fia(tiny, score=score, cache=tmp_path / "full")
     assert len(calls) == 2 * 8

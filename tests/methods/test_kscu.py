@@ -382,15 +382,12 @@ def test_float16_is_refused_on_a_cpu() -> None:
 def test_a_kept_text_moves_less_with_a_weight_of_its_own(model: Model) -> None:
     def moved(weight: float) -> float:
         patch = erase(model, keep=("a red house",), keep_weight=weight, updates=8)
-        z, rows = (
-            torch.randn(1, *model.card.latent, generator=torch.Generator().manual_seed(1)),
-            model.encode(["a red house"]),
-        )
-        unet, t = model.part("unet"), torch.tensor(200)
+        z = torch.randn(1, *model.card.latent, generator=torch.Generator().manual_seed(1))
+        net, t, context = model.network, torch.tensor(200), model.network.context(["a red house"])
         with torch.no_grad():
-            before = unet(z, t, encoder_hidden_states=rows[0].main.rows[None]).sample
+            before = net.predict(z, t, context)
             with patch.applied(model):
-                return float((unet(z, t, encoder_hidden_states=rows[0].main.rows[None]).sample - before).norm())
+                return float((net.predict(z, t, context) - before).norm())
 
     assert moved(30.0) < 0.7 * moved(0.0)
 

@@ -103,7 +103,7 @@ def test_the_recipe_says_what_is_left_of_the_concepts_and_how_far_the_empty_text
 ) -> None:
     patch = erase(model, "dog", keep=("a house",), preset=preset)
     encoded = {e.text: e for e in model.encode(["", "dog"])}
-    empty, dog = encoded[""].rows[1].double(), encoded["dog"].rows[encoded["dog"].count - 2].double()
+    empty, dog = encoded[""].main.rows[1].double(), encoded["dog"].main.last.double()
     rows = dog if preset not in ("efface", "world") else torch.stack([dog, *_sentence_rows(model)]).T
     for site, delta in deltas(model, patch).items():
         numbers, weight = patch.recipe["numbers"]["sites"][site], model.weight(site).double()
@@ -120,7 +120,7 @@ def test_the_recipe_says_what_is_left_of_the_concepts_and_how_far_the_empty_text
 
 def _sentence_rows(model: Model) -> list[torch.Tensor]:
     texts = [w.filled("dog") for w in prompts.wordings("sentences", "object")[1:]]
-    return [e.rows[e.count - 2].double() for e in model.encode(texts)]
+    return [e.main.last.double() for e in model.encode(texts)]
 
 
 def test_residual_condition_effective_rank_and_stored_rank_are_in_the_recipe(model: Model) -> None:
@@ -221,8 +221,8 @@ def test_every_setting_does_something(setting: str, values: tuple[Any, ...], mod
 
 
 def test_kept_texts_hold_their_outputs_better_with_a_weight_of_their_own(model: Model) -> None:
-    kept = model.encode(["a red house"])[0]
-    rows = kept.rows[1 : kept.count].double().T
+    kept = model.encode(["a red house"])[0].main
+    rows = kept.rows[kept.spans.content[0] : kept.spans.end[1]].double().T
 
     def moved(scale: float) -> float:
         found = deltas(model, erase(model, "dog", keep=("a red house",), preset="efface", keep_scale=scale))
@@ -312,8 +312,8 @@ def test_a_setting_that_the_form_of_the_preset_does_not_have_is_one_sentence(mod
         said = rf"unknown setting of scapre \(preset {preset}\) '{next(iter(setting))}'"
         with pytest.raises(UnknownName, match=said):
             erase(model, preset=preset, **setting)
-    with pytest.raises(UnknownName, match=r"setting of scapre 'mask.powr'; did you mean 'mask.power'"):
-        erase(model, **{"mask.powr": 2})
+    with pytest.raises(UnknownName, match=r"setting of scapre 'mask\.powr'; did you mean 'mask\.power'"):
+        efface.erase(model, "dog", **{"mask.powr": 2})
 
 
 # --- the forms -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import efface
-from conftest import encoded
 from efface.errors import BadRequest
 from efface.evidence.gather import Evidence
 from efface.methods._key_steps import KeySteps
@@ -24,7 +23,7 @@ from efface.request import Concept, Request
 from efface.training.loop import Net, train
 from efface.work import Work
 
-from .conftest import HERE, Case, relative
+from .conftest import HERE, Case, encoded, relative
 
 # What the second release holds for FLUX.1-dev (28 steps, flow matching, guidance embedded), until that family trains.
 FLUX: dict[str, dict[str, Any]] = {

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import efface
-from conftest import encoded
 from efface.evidence.gather import Evidence
 from efface.methods._informax import Channels
 from efface.methods.scapre import LargeScale, RollBack, ScaPre, System
@@ -34,7 +33,7 @@ from efface.registry import changed
 from efface.request import Concept, Request
 from efface.work import Work
 
-from .conftest import HERE, Case, absolute, original_weights, relative
+from .conftest import HERE, Case, absolute, encoded, original_weights, relative
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Away:
     """Sends the prediction for "dog" away from the base's, at latents that wander with the trained network."""
 
     def __init__(self, model: Model, work: Work, fail_at: int = -1, factor: float = 1.0) -> None:
-        self.text = model.encode(["dog"])[0].rows[None]
+        self.text = model.network.context(["dog"])
         self.shape, self.work, self.fail_at, self.factor = (1, *model.card.latent), work, fail_at, factor
         self.latent: Tensor | None = None
 
@@ -43,14 +43,16 @@ class Away:
             raise RuntimeError("inside")
         if self.latent is None or index % 3 == 0:
             self.latent = torch.randn(self.shape, generator=self.work.rng(f"noise {index}")).to(net.dtype)
-        t, rows = torch.tensor(300), self.text.to(net.dtype)
+        t, rows = torch.tensor(300), self.text.to(net.device, net.dtype)
         target = -net.reference(self.latent, t, rows)
         said = net.predict(self.latent, t, rows)
         return {"one": self.factor * (said - target).square().mean(), "two": 0.1 * said.mean()}
 
     def after(self, net: Net, index: int) -> None:
         assert self.latent is not None
-        self.latent = self.latent - 0.1 * net.predict(self.latent, torch.tensor(300), self.text.to(net.dtype))
+        self.latent = self.latent - 0.1 * net.predict(
+            self.latent, torch.tensor(300), self.text.to(net.device, net.dtype)
+        )
 
     def where(self, index: int) -> str:
         return f"place {index}"
@@ -152,9 +154,9 @@ def test_at_every_yield_after_an_exception_and_after_a_cancel_the_model_is_as_be
 def test_the_reference_is_the_untouched_network_bit_for_bit_and_costs_no_second_one(rank: int, model: Model) -> None:
     """3.7-11."""
     run = Run(model, rank=rank).go(2)
-    z, t, rows = torch.randn(2, *model.card.latent), torch.tensor(500), run.objective.text.expand(2, -1, -1)
+    z, t, rows = torch.randn(2, *model.card.latent), torch.tensor(500), run.objective.text.take([0, 0])
     with torch.no_grad():
-        wanted = model.part("unet")(z, t, encoder_hidden_states=rows).sample
+        wanted = model.network.predict(z, t, rows)
         with run.net:
             trained = run.net.predict(z, t, rows)
             assert run.net.reference(z, t, rows).equal(wanted)
@@ -256,14 +258,14 @@ def test_adapters_on_matrices_and_kernels_are_their_low_rank_patch(wide: Model) 
     patch = Patch(run.net.edits())
     assert {type(e) for e in patch.edits} == {LowRank}
     assert set(patch.sites) == set(sites)
-    z, t, rows = torch.randn(1, *wide.card.latent, dtype=torch.float64), torch.tensor(200), run.objective.text.double()
+    z, t, rows = torch.randn(1, *wide.card.latent, dtype=torch.float64), torch.tensor(200), run.objective.text
     with torch.no_grad():
         with run.net:
             wanted, base = run.net.predict(z, t, rows), run.net.reference(z, t, rows)
         with patch.applied(wide):
-            found = wide.part("unet")(z, t, encoder_hidden_states=rows).sample
+            found = wide.network.predict(z, t, rows)
         with patch.scaled(0).applied(wide):
-            assert wide.part("unet")(z, t, encoder_hidden_states=rows).sample.equal(base)
+            assert wide.network.predict(z, t, rows).equal(base)
     # the patch keeps float32 factors
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert float((wanted - base).norm()) > 1e-3 * float(base.norm())

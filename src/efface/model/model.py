@@ -20,19 +20,17 @@ import torch
 from efface.errors import BadRequest, WrongBase, WrongFile
 from efface.model import sampler
 from efface.model.card import Card
-from efface.model.devices import device_of, dtype_of
 from efface.model.network import Network
 from efface.model.places import Call, Rule
-from efface.model.recognise import family_of_index, family_of_pipeline
 from efface.model.sampler import Tap
-from efface.model.sources import Folder, Pipeline, locate
+from efface.model.sources import Folder, Pipeline
 from efface.model.text import Encoded
 from efface.work import Work
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Change", "Model", "load"]
+__all__ = ["Change", "Model"]
 
 
 class Change(Protocol):
@@ -386,32 +384,3 @@ def _digest(name: str, tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{name} {tuple(half.shape)}".encode())
     digest.update(half.numpy().tobytes())
     return digest.hexdigest()
-
-
-# --- where models come from -----------------------------------------------------------------------------------------
-
-
-def load(
-    target: Any, device: str | None = None, dtype: str | torch.dtype | None = None, offline: bool = False
-) -> Model:
-    """A bundled name, diffusers folder, hub id, diffusers pipeline or Model -> Model.
-
-    device: default cuda where there is one, else cpu. dtype: default float32 on cpu, float16 elsewhere; a
-    pipeline keeps its own. Raises WrongFile, UnknownName, BadRequest (a device that is not here), Unavailable.
-    """
-    if isinstance(target, Model):
-        return target
-    if not isinstance(target, str | Path):
-        family = family_of_pipeline(target)
-        source: Folder | Pipeline = Pipeline(target, family)
-        denoiser = source.part(family.parts[0].name, torch.device("cpu"), torch.float32)
-        place, kind = denoiser.device, denoiser.dtype
-        card = family.card(source.name, source.configs(), source.facts)
-        return Model(Network(card, family, source, torch.device(place), kind))
-    place = device_of(device)
-    path, name = locate(str(target), offline)
-    source = Folder(path)
-    family = family_of_index(source.index, name)
-    source.allow(family.parts)
-    card = family.card(name, source.configs(), source.facts)
-    return Model(Network(card, family, source, torch.device(place), dtype_of(dtype, place)))

@@ -83,7 +83,7 @@ class Network:
         config = self.card.schedule_dict()
         own = config.pop("_class_name")
         if name and self.card.prediction == "flow":
-            raise Unavailable(f"{self.card.name} predicts a flow, which {name} cannot walk; take method uce or scapre")
+            raise Unavailable(f"{self.card.name} predicts a flow, which {name} cannot walk; use uce or scapre")
         if name:  # what the other class would set differently where the configuration is silent
             config = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | config
         return getattr(diffusers, name or own).from_config(config)

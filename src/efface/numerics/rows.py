@@ -66,7 +66,7 @@ def last_row(embedding: Tensor, spans: Spans) -> Tensor:
     """The last content row of a text (L, d), as (1, d)."""
     if spans.last >= len(embedding):
         raise ValueError(f"row {spans.last} is past the end of a text of {len(embedding)} rows")
-    return embedding[spans.last : spans.last + 1]
+    return embedding[spans.last].unsqueeze(0)
 
 
 def end_row(embedding: Tensor, spans: Spans) -> Tensor:
@@ -125,4 +125,4 @@ def paired_rows(
         raise ValueError(f"rows must be last, tail, content or content-to-end, not {rule!r}")
     g = guide[aligned_guide_index(len(concept), spans, guide_spans)]  # (L - start, d)
     size = spans.size if rule == "content" else len(g)
-    return without_start(concept, spans)[:size], g[:size], g[spans.size - 1]
+    return without_start(concept, spans)[:size], g[:size], g[: spans.size][-1]

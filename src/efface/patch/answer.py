@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from efface.patch.patch import Edit
+from efface.patch.edits import Edit
 
 __all__ = ["Answer"]
 

@@ -27,8 +27,8 @@ from efface.errors import OutputExists, WrongFile
 from efface.files import VERSION, cache_folder, leftovers, write_bytes
 from efface.gallery.drawing import Sampling, Side, shards_of
 from efface.gallery.images import Images, pixel_hash
-from efface.scores.records import Records, read_records
 from efface.gallery.shot import Ask, Item, veiled
+from efface.scores.records import Records, read_records
 from efface.untrusted import refuse_links
 
 __all__ = ["Folder", "environment", "opened", "read_plan", "rows_of", "status", "sweep", "sweep_cache"]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from efface.errors import BadRequest
 from efface.gallery.drawing import Sampling, Side, fingerprint
+from efface.gallery.shot import Item
 from efface.registry import configure
 from efface.request import Concept, Request
-from efface.gallery.shot import Item
 from efface.suites import Known, Plan, suite_hash
 
 if TYPE_CHECKING:
