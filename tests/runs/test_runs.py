@@ -422,16 +422,16 @@ def test_an_image_that_cannot_be_drawn_is_an_error_and_the_others_are_measured(
     model: efface.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """E-13: an error is no number, and the run goes on."""
-    import efface.model.sampler
+    import efface
 
-    real = efface.model.sampler.sample
+    real = efface.Model.sample
 
     def failing(opened: efface.Model, prompts: Any, *args: Any, **more: Any) -> Any:
         if opened.in_force and "a pizza" in prompts:
             raise EffaceError("the model drew NaN")
         return real(opened, prompts, *args, **more)
 
-    monkeypatch.setattr(efface.model.sampler, "sample", failing)
+    monkeypatch.setattr(efface.Model, "sample", failing)
     result = audit(small(model), tmp_path / "run")
     failed = [r for r in rows(tmp_path / "run") if r.get("state") == "error"]
     assert {r["prompt"] for r in failed} == {"a pizza"}
@@ -467,7 +467,7 @@ def test_a_judge_that_is_not_here_leaves_na_with_its_cure(
         raise Unavailable("fetch it with ...")
 
     with monkeypatch.context() as patched:
-        patched.setattr(judges, "load", absent)
+        patched.setattr(judges, "PLUGIN", absent)
         result = audit(small(model), tmp_path / "run")
     assert {r["state"] for t in result["tables"] for r in t["rows"]} == {"na"}
     assert "fetch it with" in result["not_measured"][-1]
