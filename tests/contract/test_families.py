@@ -24,6 +24,7 @@ from efface import registry
 from efface.errors import BadRequest, EffaceError, Unavailable, WrongFile
 from efface.families.stable_diffusion import StableDiffusion
 from efface.model import Model
+from efface.model.config import Config
 from efface.model.places import PLACES
 from efface.model.recognise import family_of_index, family_of_pipeline
 from efface.patch import Guard, Patch
@@ -191,8 +192,8 @@ def test_sites_are_the_same_from_pipeline_folder_and_configuration(row: str, hom
     family = family_of_pipeline(pipe)
     files = {p.name: folder / p.name / "config.json" for p in family.parts if p.weighed}
     files |= {"scheduler": folder / "scheduler" / "scheduler_config.json", "index": folder / "model_index.json"}
-    configs = {n: dict(reversed(json.loads(f.read_text()).items())) for n, f in files.items() if f.exists()}
-    card = family.card("x", configs, {})
+    read = {n: dict(reversed(json.loads(f.read_text()).items())) for n, f in files.items() if f.exists()}
+    card = family.card("x", {n: Config(n, values) for n, values in read.items()}, Config("efface.json"))
     assert card.sites == model.card.sites == _model(row, home).card.sites
     assert [s.name for s in card.sites] == sorted(s.name for s in card.sites)
     state = model.network.denoiser.state_dict()
@@ -296,7 +297,7 @@ def test_after_it_the_target_is_near_its_anchor_and_kept_texts_stay(method: str,
 @rows()
 @pytest.mark.parametrize("method", METHODS)
 def test_it_changes_the_weights_of_its_sites_alone_and_the_picture(method: str, row: str, home: Path) -> None:
-    """Biases stay."""
+    """3.P-10: biases stay."""
     model, patch = _model(row, home), _patch(row, method, home)
     before = all_bits(model)
     picture = model.sample(PROMPTS[:1], [3], steps=2)

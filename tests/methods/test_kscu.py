@@ -19,6 +19,7 @@ from efface.methods._augmentation import mixed_texts, ten_texts
 from efface.methods.kscu import KSCU, PRESETS
 from efface.model import Model
 from efface.model.card import Card
+from efface.model.config import Config
 from efface.model.text import Context
 from efface.numerics import schedules
 from efface.patch import Dense, LowRank, Patch
@@ -147,13 +148,10 @@ def sd1() -> Card:
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     } | SD_UNETS["1.x"]  # fmt: skip
     text = config_of("text_encoder") | {"max_position_embeddings": 77}
-    configs = {
-        "unet": unet,
-        "text_encoder": text,
-        "vae": config_of("vae"),
-        "scheduler": {"_class_name": "PNDMScheduler"},
-    }
-    return find("families", "stable-diffusion")().card("sd1", configs, {})
+    scheduler = {"_class_name": "PNDMScheduler"}
+    files = {"unet": unet, "text_encoder": text, "vae": config_of("vae"), "scheduler": scheduler}
+    configs = {name: Config(name, values) for name, values in files.items()}
+    return find("families", "stable-diffusion")().card("sd1", configs, Config("efface.json"))
 
 
 def scoped(scope: str, rank: int = 0) -> KSCU:

@@ -15,6 +15,7 @@ from conftest import SD_UNETS, MakePipe, config_of, make_pipe
 from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
 from efface.families.stable_diffusion import StableDiffusion
 from efface.model import Model
+from efface.model.config import Config
 
 
 def test_sites_are_the_same_from_pipeline_folder_and_configuration(tiny: Model, tiny_pipe: MakePipe) -> None:
@@ -22,7 +23,8 @@ def test_sites_are_the_same_from_pipeline_folder_and_configuration(tiny: Model, 
     pipe = tiny_pipe()
     configs = {p: config_of(p) for p in ("unet", "text_encoder", "vae")}
     configs["unet"] = dict(reversed(configs["unet"].items()))
-    card = StableDiffusion().card("x", {**configs, "scheduler": {"_class_name": "PNDMScheduler"}}, {})
+    configs["scheduler"] = {"_class_name": "PNDMScheduler"}
+    card = StableDiffusion().card("x", {n: Config(n, c) for n, c in configs.items()}, Config("efface.json"))
     assert card.sites == tiny.card.sites == efface.load(pipe).card.sites
     assert [s.name for s in card.sites] == sorted(s.name for s in card.sites)
     state = pipe.unet.state_dict()
@@ -36,7 +38,7 @@ def test_stable_diffusion_has_sixteen_keys_and_values_of_the_text_width(version:
     configs = {"unet": {**config_of("unet"), **_defaults(), **SD_UNETS[version]}, "text_encoder": text,
                "vae": {"block_out_channels": [128, 256, 512, 512]},
                "scheduler": {"_class_name": "PNDMScheduler"}}  # fmt: skip
-    card = StableDiffusion().card(version, configs, {})
+    card = StableDiffusion().card(version, {n: Config(n, c) for n, c in configs.items()}, Config("efface.json"))
     width = SD_UNETS[version]["cross_attention_dim"]
     for role in ("cross.k", "cross.v"):
         assert [s.shape[1] for s in card.select(role)] == [width] * 16

@@ -7,14 +7,15 @@ same attention, or of both together.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from efface.families._roles import Roles, sites_of
 from efface.families._vae import decoded, unscaled
 from efface.model.card import Site
-from efface.model.family import Config, Parts
+from efface.model.config import Config
+from efface.model.family import Parts, Scheduler
 from efface.model.text import Context
 
 __all__ = ["FlowFamily", "shift", "sites"]
@@ -50,12 +51,12 @@ JOINT = ("joint.k", "joint.v", "joint.q", "joint.out")
 SELF = ("self.k", "self.v", "self.q", "self.out")
 
 
-def sites(cls: Any, transformer: Config) -> tuple[Site, ...]:
+def sites(cls: type, transformer: Config) -> tuple[Site, ...]:
     """Every linear and convolution weight; text enters at `context_embedder`, its pooled vector beside the time."""
     return sites_of(cls, transformer, ROLES, DOORS, (torch.nn.Linear, torch.nn.Conv2d))
 
 
-def shift(scheduler: Any, positions: int) -> float:
+def shift(scheduler: Scheduler, positions: int) -> float:
     """`mu`, how far noise levels move for a picture of so many positions: linear between two sizes."""
     config = scheduler.config
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
@@ -78,7 +79,7 @@ class FlowFamily:
         """The context as it is: guidance compares two rows."""
         return context
 
-    def start(self, net: Parts, noise: torch.Tensor, scheduler: Any) -> torch.Tensor:
+    def start(self, net: Parts, noise: torch.Tensor, scheduler: Scheduler) -> torch.Tensor:
         """The noise itself."""
         return noise
 

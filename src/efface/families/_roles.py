@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from efface.errors import Unavailable
+from efface.errors import Unavailable, WrongFile
 from efface.model.card import Site, freeze
-from efface.model.family import Config
+from efface.model.config import Config
 
 __all__ = ["Roles", "schedule_of", "sites_of"]
 
@@ -19,11 +19,19 @@ Roles = tuple[tuple[str, str], ...]
 
 
 def sites_of(
-    cls: Any, config: Config, roles: Roles, doors: Mapping[str, str], classes: Iterable[type]
+    cls: type, config: Config, roles: Roles, doors: Mapping[str, str], classes: Iterable[type]
 ) -> tuple[Site, ...]:
-    """Every weight of these module classes in a denoiser. doors: role -> the door that text rows come through."""
-    with torch.device("meta"):
-        network: Any = cls.from_config(dict(config))
+    """Every weight of these module classes in a denoiser. doors: role -> the door that text rows come through.
+
+    Raises WrongFile for a configuration that no network can be built from.
+    """
+    build: Any = cls
+    try:
+        with torch.device("meta"):
+            network = build.from_config(dict(config.values))
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WrongFile(f"{config.where} describes no {cls.__name__} ({why[:100]}); fetch the model again") from None
     found = []
     for name, module in network.named_modules():
         if isinstance(module, tuple(classes)):
@@ -35,6 +43,6 @@ def sites_of(
 def schedule_of(name: str, config: Config, known: Iterable[str]) -> tuple[tuple[str, Any], ...]:
     """The scheduler's configuration, hashable. Raises Unavailable for a class that the family does not know."""
     known = tuple(known)
-    if (named := config.get("_class_name")) not in known:
+    if (named := config.values.get("_class_name")) not in known:
         raise Unavailable(f"{name} names a scheduler {str(named)[:60]!r}; known: {', '.join(known)}")
-    return freeze(config.items())
+    return freeze(config.values.items())

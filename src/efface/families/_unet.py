@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -11,7 +11,8 @@ from efface.errors import Unavailable
 from efface.families._roles import Roles, sites_of
 from efface.families._vae import decoded, factor_of, pixels_of, unscaled
 from efface.model.card import Card, Site
-from efface.model.family import Config, Part, Parts, Seat
+from efface.model.config import Config
+from efface.model.family import Part, Parts, Scheduler, Seat
 from efface.model.text import Context
 
 __all__ = ["SCHEDULERS", "UNET", "UNetFamily", "latent_of", "sites"]
@@ -71,15 +72,14 @@ def latent_of(name: str, unet: Config, vae: Config, extra: Config) -> tuple[tupl
 
     Raises WrongFile, Unavailable for a U-Net that takes more than latents, as those for inpainting do.
     """
-    takes, gives = unet["in_channels"], unet.get("out_channels", 4)
+    takes, gives = unet.whole("in_channels"), unet.whole("out_channels", 4)
     if takes != gives:
         raise Unavailable(
             f"the U-Net of {name} takes {takes} channels and gives {gives}: it needs a picture beside the prompt; "
             "use a text-to-image model"
         )
-    factor, side = factor_of(vae), unet["sample_size"]
-    height, width = (side, side) if isinstance(side, int) else side
-    size = pixels_of(name, extra, (height * factor, width * factor), factor)
+    factor, (height, width) = factor_of(vae), unet.pair("sample_size")
+    size = pixels_of(extra, (height * factor, width * factor), factor)
     return (takes, size[0] // factor, size[1] // factor), size
 
 
@@ -99,12 +99,12 @@ class UNetFamily:
         """The context as it is: guidance compares two rows."""
         return context
 
-    def times(self, net: Parts, scheduler: Any, steps: int) -> torch.Tensor:
+    def times(self, net: Parts, scheduler: Scheduler, steps: int) -> torch.Tensor:
         """The scheduler's timesteps."""
         scheduler.set_timesteps(steps, device=net.device)
         return scheduler.timesteps
 
-    def start(self, net: Parts, noise: torch.Tensor, scheduler: Any) -> torch.Tensor:
+    def start(self, net: Parts, noise: torch.Tensor, scheduler: Scheduler) -> torch.Tensor:
         """Noise at the scheduler's first level."""
         return noise * scheduler.init_noise_sigma
 
@@ -112,7 +112,7 @@ class UNetFamily:
         """(r, c, h, w) -> (r, c, h, w)."""
         return net.denoiser(x, time, **self.arguments(context)).sample
 
-    def arguments(self, context: Context) -> dict[str, Any]:
+    def arguments(self, context: Context) -> dict[str, object]:
         """How the U-Net is told its text."""
         return {"encoder_hidden_states": context.tensors["rows"]}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from efface.errors import WrongFile
-from efface.model.family import Config, Part, Parts
+from efface.model.config import Config
+from efface.model.family import Part, Parts
 
 __all__ = ["VAE", "decoded", "factor_of", "pixels_of", "unscaled"]
 
@@ -14,18 +15,17 @@ VAE = Part("vae", (("diffusers", "AutoencoderKL"),))
 
 def factor_of(vae: Config) -> int:
     """Pixels a latent, along one side."""
-    return 2 ** (len(vae["block_out_channels"]) - 1)
+    return 2 ** (vae.size("block_out_channels") - 1)
 
 
-def pixels_of(name: str, extra: Config, default: tuple[int, int], step: int) -> tuple[int, int]:
+def pixels_of(extra: Config, default: tuple[int, int], step: int) -> tuple[int, int]:
     """Height and width of a picture: what the model says of itself (`size` in `efface.json`), else the default.
 
     Rounded down to multiples of `step`, as pipelines do. Raises WrongFile.
     """
-    said = extra.get("size", default)
-    if not isinstance(said, list | tuple) or len(said) != 2 or not all(isinstance(n, int) and n >= step for n in said):
-        raise WrongFile(f"efface.json of {name}: size must be [height, width], each at least {step} pixels")
-    height, width = said
+    height, width = extra.pair("size", default)
+    if min(height, width) < step:
+        raise WrongFile(f"{extra.where}: 'size' must be at least {step} by {step} pixels; write a larger one")
     return height // step * step, width // step * step
 
 

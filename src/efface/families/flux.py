@@ -19,7 +19,8 @@ from efface.families._roles import schedule_of
 from efface.families._text import CLIP_TOKENIZERS, T5_TOKENIZERS, clip, clip_keys, pooled, t5, t5_sizes
 from efface.families._vae import VAE, factor_of, pixels_of
 from efface.model.card import Card, Door, Stream
-from efface.model.family import Config, Part, Parts, Seat
+from efface.model.config import Config
+from efface.model.family import Part, Parts, Scheduler, Seat
 from efface.model.text import Context, Encoded
 
 __all__ = ["Flux"]
@@ -48,18 +49,18 @@ class Flux(FlowFamily):
         from diffusers import FluxTransformer2DModel
 
         transformer = configs["transformer"]
-        takes = transformer["in_channels"]
-        gives = transformer.get("out_channels") or takes
+        takes = transformer.whole("in_channels")
+        gives = transformer.whole("out_channels", takes)
         if takes != gives:
             raise Unavailable(
                 f"the transformer of {name} takes {takes} channels and gives {gives}: it needs a picture beside the "
                 "prompt; use a text-to-image model"
             )
         factor = factor_of(configs["vae"])
-        size = pixels_of(name, extra, (SIDE * factor, SIDE * factor), 2 * factor)
-        dev = bool(transformer.get("guidance_embeds"))
-        rows = Stream("t5", transformer["joint_attention_dim"], T5_LENGTH, causal=False)
-        vector = Stream("pooled", transformer["pooled_projection_dim"], 1, causal=False)
+        size = pixels_of(extra, (SIDE * factor, SIDE * factor), 2 * factor)
+        dev = transformer.flag("guidance_embeds", False)
+        rows = Stream("t5", transformer.whole("joint_attention_dim"), T5_LENGTH, causal=False)
+        vector = Stream("pooled", transformer.whole("pooled_projection_dim"), 1, causal=False)
         return Card(
             name=name,
             family=self.name,
@@ -70,10 +71,10 @@ class Flux(FlowFamily):
             schedule=schedule_of(name, configs["scheduler"], self.schedulers),
             size=size,
             latent=(takes // 4, size[0] // factor, size[1] // factor),
-            steps=int(extra.get("steps", 28 if dev else 4)),
-            guidance=float(extra.get("guidance", 3.5 if dev else 0.0)),
-            preset=str(extra.get("preset", "efface")),
-            captions=None if extra.get("captions") is None else tuple(map(str, extra["captions"])),
+            steps=extra.whole("steps", 28 if dev else 4),
+            guidance=extra.number("guidance", 3.5 if dev else 0.0),
+            preset=extra.text("preset", "efface"),
+            captions=extra.texts("captions"),
             blank="nothing",
         )
 
@@ -110,7 +111,7 @@ class Flux(FlowFamily):
         """There is no unconditional side."""
         return self.context(net, net.encode(prompts)), None
 
-    def times(self, net: Parts, scheduler: Any, steps: int) -> torch.Tensor:
+    def times(self, net: Parts, scheduler: Scheduler, steps: int) -> torch.Tensor:
         """Even noise levels, moved by the picture's size where the scheduler asks for it."""
         _, height, width = net.card.latent
         levels = np.linspace(1.0, 1 / steps, steps)
@@ -139,11 +140,12 @@ class Flux(FlowFamily):
             "values of text and picture together; erase with a method that changes weights"
         )
 
-    def pipeline(self, parts: Mapping[str, Any], index: Config) -> Any:
+    def pipeline(self, parts: Mapping[str, object], index: Config) -> object:
         """A FluxPipeline."""
         from diffusers import FluxPipeline
 
-        return FluxPipeline(**parts)
+        made: Any = FluxPipeline
+        return made(**parts)
 
 
 def _packed(x: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,8 @@ from efface.families._text import (
 )
 from efface.families._vae import VAE, factor_of, pixels_of
 from efface.model.card import Card, Door, Stream
-from efface.model.family import Config, Part, Parts, Seat
+from efface.model.config import Config
+from efface.model.family import Part, Parts, Scheduler, Seat
 from efface.model.text import Context, Encoded
 
 __all__ = ["StableDiffusion3"]
@@ -61,12 +62,13 @@ class StableDiffusion3(FlowFamily):
         from diffusers import SD3Transformer2DModel
 
         transformer, first, second = (configs[n] for n in ("transformer", "text_encoder", "text_encoder_2"))
-        factor, side = factor_of(configs["vae"]), transformer["sample_size"]
-        size = pixels_of(name, extra, (side * factor, side * factor), transformer["patch_size"] * factor)
-        width = transformer["joint_attention_dim"]
-        clips = Stream("clip", first["hidden_size"] + second["hidden_size"], first["max_position_embeddings"], True)
+        factor, side = factor_of(configs["vae"]), transformer.whole("sample_size")
+        size = pixels_of(extra, (side * factor, side * factor), transformer.whole("patch_size") * factor)
+        width = transformer.whole("joint_attention_dim")
+        both = first.whole("hidden_size") + second.whole("hidden_size")
+        clips = Stream("clip", both, first.whole("max_position_embeddings"), causal=True)
         rows = (clips, Stream("t5", width, T5_LENGTH, False)) if "text_encoder_3" in configs else (clips,)
-        vector = Stream("pooled", transformer["pooled_projection_dim"], 1, causal=False)
+        vector = Stream("pooled", transformer.whole("pooled_projection_dim"), 1, causal=False)
         return Card(
             name=name,
             family=self.name,
@@ -76,11 +78,11 @@ class StableDiffusion3(FlowFamily):
             prediction="flow",
             schedule=schedule_of(name, configs["scheduler"], self.schedulers),
             size=size,
-            latent=(transformer["in_channels"], size[0] // factor, size[1] // factor),
-            steps=int(extra.get("steps", 28)),
-            guidance=float(extra.get("guidance", 7.0)),
-            preset=str(extra.get("preset", "efface")),
-            captions=None if extra.get("captions") is None else tuple(map(str, extra["captions"])),
+            latent=(transformer.whole("in_channels"), size[0] // factor, size[1] // factor),
+            steps=extra.whole("steps", 28),
+            guidance=extra.number("guidance", 7.0),
+            preset=extra.text("preset", "efface"),
+            captions=extra.texts("captions"),
         )
 
     def embedding(self, stream: Stream) -> tuple[str, tuple[str, ...]]:
@@ -121,7 +123,7 @@ class StableDiffusion3(FlowFamily):
         blank, *texts = net.encode(["", *prompts])
         return self.context(net, texts), self.context(net, [blank]) if guided else None
 
-    def times(self, net: Parts, scheduler: Any, steps: int) -> torch.Tensor:
+    def times(self, net: Parts, scheduler: Scheduler, steps: int) -> torch.Tensor:
         """The scheduler's timesteps, moved by the picture's size where the scheduler asks for it."""
         _, height, width = net.card.latent
         patch = net.part("transformer").config.patch_size
@@ -144,11 +146,12 @@ class StableDiffusion3(FlowFamily):
             return tuple(Seat(s.name, s.name) for s in card.select("text.k", "text.v"))
         return tuple(Seat(s.name, s.name.removesuffix(".to_out.0")) for s in card.select("joint.out"))
 
-    def pipeline(self, parts: Mapping[str, Any], index: Config) -> Any:
+    def pipeline(self, parts: Mapping[str, object], index: Config) -> object:
         """A StableDiffusion3Pipeline."""
         from diffusers import StableDiffusion3Pipeline
 
-        return StableDiffusion3Pipeline(**parts)
+        made: Any = StableDiffusion3Pipeline
+        return made(**parts)
 
 
 def _reads_t5(card: Card) -> bool:

@@ -18,7 +18,8 @@ from efface.families._text import CLIP_TOKENIZERS, beside, clip, clip_keys, clip
 from efface.families._unet import UNET, UNetFamily, latent_of, sites
 from efface.families._vae import VAE, decoded, unscaled
 from efface.model.card import Card, Door, Stream
-from efface.model.family import Config, Part, Parts
+from efface.model.config import Config
+from efface.model.family import Part, Parts
 from efface.model.text import Context, Encoded
 
 __all__ = ["StableDiffusionXL"]
@@ -46,30 +47,30 @@ class StableDiffusionXL(UNetFamily):
         """From the configurations of its parts. Raises Unavailable for a U-Net that is told something else."""
         unet, first, second = configs["unet"], configs["text_encoder"], configs["text_encoder_2"]
         scheduler = configs["scheduler"]
-        told = unet.get("addition_embed_type")
-        if told != "text_time" or unet.get("time_cond_proj_dim"):
+        told = unet.values.get("addition_embed_type")
+        if told != "text_time" or unet.values.get("time_cond_proj_dim"):
             what = "the guidance" if told == "text_time" else f"{told!r} in place of 'text_time'"
             raise Unavailable(f"the U-Net of {name} is told {what}, which is not supported yet; use the base model")
         latent, size = latent_of(name, unet, configs["vae"], extra)
-        width = unet["cross_attention_dim"]
-        zeros = configs["index"].get("force_zeros_for_empty_prompt", True)
+        width = unet.whole("cross_attention_dim")
+        zeros = configs["index"].flag("force_zeros_for_empty_prompt", True)
         return Card(
             name=name,
             family=self.name,
             streams=(
-                Stream("text", width, first["max_position_embeddings"], causal=True),
-                Stream("pooled", second["projection_dim"], 1, causal=False),
+                Stream("text", width, first.whole("max_position_embeddings"), causal=True),
+                Stream("pooled", second.whole("projection_dim"), 1, causal=False),
             ),
             doors=(Door("text", ("text",), width),),
             sites=sites(unet),
-            prediction=scheduler.get("prediction_type", "epsilon"),
+            prediction=scheduler.text("prediction_type", "epsilon"),
             schedule=schedule_of(name, scheduler, self.schedulers),
             size=size,
             latent=latent,
-            steps=int(extra.get("steps", 50)),
-            guidance=float(extra.get("guidance", 5.0)),
-            preset=str(extra.get("preset", "efface")),
-            captions=None if extra.get("captions") is None else tuple(map(str, extra["captions"])),
+            steps=extra.whole("steps", 50),
+            guidance=extra.number("guidance", 5.0),
+            preset=extra.text("preset", "efface"),
+            captions=extra.texts("captions"),
             blank="zeros" if zeros else "text",
         )
 
@@ -113,7 +114,7 @@ class StableDiffusionXL(UNetFamily):
             empty = Context(silent)
         return self.context(net, texts), empty
 
-    def arguments(self, context: Context) -> dict[str, Any]:
+    def arguments(self, context: Context) -> dict[str, object]:
         """How the U-Net is told its text, and sizes beside the pooled vector."""
         tensors = context.tensors
         added = {"text_embeds": tensors["pooled"], "time_ids": tensors["sizes"]}
@@ -138,12 +139,13 @@ class StableDiffusionXL(UNetFamily):
         finally:
             vae.to(torch.float16)
 
-    def pipeline(self, parts: Mapping[str, Any], index: Config) -> Any:
+    def pipeline(self, parts: Mapping[str, object], index: Config) -> object:
         """A StableDiffusionXLPipeline without watermark."""
         from diffusers import StableDiffusionXLPipeline
 
-        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-        return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+        made: Any = StableDiffusionXLPipeline
+        zeros = index.flag("force_zeros_for_empty_prompt", True)
+        return made(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
 
 
 PLUGIN = StableDiffusionXL

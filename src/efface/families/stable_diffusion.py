@@ -16,7 +16,8 @@ from efface.families._text import CLIP_TOKENIZERS, clip_keys, clip_sizes, clip_s
 from efface.families._unet import UNET, UNetFamily, latent_of, sites
 from efface.families._vae import VAE
 from efface.model.card import Card, Door, Stream
-from efface.model.family import Config, Part, Parts
+from efface.model.config import Config
+from efface.model.family import Part, Parts
 from efface.model.text import Context, Encoded, Encoding
 
 __all__ = ["StableDiffusion"]
@@ -42,21 +43,21 @@ class StableDiffusion(UNetFamily):
         """From the configurations of `unet`, `text_encoder`, `vae`, `scheduler`; weights are never read."""
         unet, text, scheduler = configs["unet"], configs["text_encoder"], configs["scheduler"]
         latent, size = latent_of(name, unet, configs["vae"], extra)
-        width = unet["cross_attention_dim"]
+        width = unet.whole("cross_attention_dim")
         return Card(
             name=name,
             family=self.name,
-            streams=(Stream("text", width, text["max_position_embeddings"], causal=True),),
+            streams=(Stream("text", width, text.whole("max_position_embeddings"), causal=True),),
             doors=(Door("text", ("text",), width),),
             sites=sites(unet),
-            prediction=scheduler.get("prediction_type", "epsilon"),
+            prediction=scheduler.text("prediction_type", "epsilon"),
             schedule=schedule_of(name, scheduler, self.schedulers),
             size=size,
             latent=latent,
-            steps=int(extra.get("steps", 50)),
-            guidance=float(extra.get("guidance", 7.5)),
-            preset=str(extra.get("preset", "efface")),
-            captions=None if extra.get("captions") is None else tuple(map(str, extra["captions"])),
+            steps=extra.whole("steps", 50),
+            guidance=extra.number("guidance", 7.5),
+            preset=extra.text("preset", "efface"),
+            captions=extra.texts("captions"),
         )
 
     def embedding(self, stream: Stream) -> tuple[str, tuple[str, ...]]:
@@ -90,16 +91,12 @@ class StableDiffusion(UNetFamily):
         blank, *texts = net.encode(["", *prompts])
         return self.context(net, texts), self.context(net, [blank]) if guided else None
 
-    def pipeline(self, parts: Mapping[str, Any], index: Config) -> Any:
+    def pipeline(self, parts: Mapping[str, object], index: Config) -> object:
         """A StableDiffusionPipeline without safety checker."""
         from diffusers import StableDiffusionPipeline
 
-        return StableDiffusionPipeline(
-            **parts,
-            safety_checker=None,  # pyright: ignore[reportArgumentType]
-            feature_extractor=None,  # pyright: ignore[reportArgumentType]
-            requires_safety_checker=False,
-        )  # pyright: ignore[reportCallIssue]
+        made: Any = StableDiffusionPipeline
+        return made(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 PLUGIN = StableDiffusion

@@ -12,12 +12,10 @@ from typing import Any, Protocol
 import torch
 
 from efface.model.card import Card, Stream
+from efface.model.config import Config
 from efface.model.text import Context, Encoded
 
-__all__ = ["Config", "Family", "Part", "Parts", "Seat"]
-
-Config = Mapping[str, Any]
-"""One configuration file."""
+__all__ = ["Family", "Part", "Parts", "Scheduler", "Seat"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,16 @@ class Parts(Protocol):
     def encode(self, texts: Sequence[str], whole: bool = True) -> list[Encoded]:
         """Texts by stream. Raises BadRequest for a text longer than the model reads."""
         ...
+
+
+class Scheduler(Protocol):
+    """What families use of a diffusers scheduler."""
+
+    config: Any
+    timesteps: torch.Tensor
+    init_noise_sigma: float
+
+    def set_timesteps(self, *how: object, **more: object) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -104,11 +112,11 @@ class Family(Protocol):
         """The context with the guidance in it, where the network reads it; else the same context."""
         ...
 
-    def start(self, net: Parts, noise: torch.Tensor, scheduler: Any) -> torch.Tensor:
+    def start(self, net: Parts, noise: torch.Tensor, scheduler: Scheduler) -> torch.Tensor:
         """The first latents of noise (n, c, h, w)."""
         ...
 
-    def times(self, net: Parts, scheduler: Any, steps: int) -> torch.Tensor:
+    def times(self, net: Parts, scheduler: Scheduler, steps: int) -> torch.Tensor:
         """Set the scheduler's steps and return its timesteps (steps,)."""
         ...
 
@@ -124,6 +132,6 @@ class Family(Protocol):
         """Where rules of a place that lies inside the denoiser act. Raises Unavailable for one that it has not."""
         ...
 
-    def pipeline(self, parts: Mapping[str, Any], index: Config) -> Any:
+    def pipeline(self, parts: Mapping[str, object], index: Config) -> object:
         """A diffusers pipeline of these parts, the scheduler among them."""
         ...

@@ -134,8 +134,9 @@ class Model:
             )
         if isinstance(self._source, Pipeline):
             return self._source.pipe
-        parts = {p.name: self.part(p.name) for p in self.network.family.parts}
-        return self.network.family.pipeline(parts | {"scheduler": self.network.scheduler()}, self._source.index)
+        family, index = self.network.family, self._source.configs()["index"]
+        parts = {p.name: self.part(p.name) for p in family.parts} | {"scheduler": self.network.scheduler()}
+        return family.pipeline(parts, index)
 
     @property
     def folder(self) -> Path:
@@ -383,6 +384,3 @@ def _digest(name: str, tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{name} {tuple(half.shape)}".encode())
     digest.update(half.numpy().tobytes())
     return digest.hexdigest()
-
-
-# --- where models come from -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from packaging.version import Version
 
 from efface.errors import Unavailable, WrongFile, nearest
+from efface.model.config import Config
 from efface.model.family import Family, Part
 from efface.model.recognise import family_of_index
 from efface.untrusted import plain_name, refuse_code
@@ -43,11 +44,12 @@ class Pipeline:
     def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
         return getattr(self.pipe, name, None)
 
-    def configs(self) -> dict[str, dict[str, Any]]:
+    def configs(self) -> dict[str, Config]:
         parts = (p.name for p in self._family.parts if p.weighed and self.has(p.name))
         found = {name: _config_of(getattr(self.pipe, name)) for name in parts}
         found["scheduler"] = dict(self.pipe.scheduler.config) | {"_class_name": type(self.pipe.scheduler).__name__}
-        return found | {"index": dict(self.pipe.config)}
+        found["index"] = dict(self.pipe.config)
+        return {name: Config(f"the pipeline's {name}", values) for name, values in found.items()}
 
     def tensor(self, part: str, keys: Sequence[str]) -> torch.Tensor:
         raise WrongFile("a pipeline's weights are in memory")
@@ -55,6 +57,11 @@ class Pipeline:
     def json(self, name: str) -> dict[str, Any]:
         """What the pipeline's folder says, so that a model means the same as a folder and as a pipeline."""
         return self._folder.json(name) if self._folder else {}
+
+    @property
+    def facts(self) -> Config:
+        """What the model says of itself in `efface.json`."""
+        return self._folder.facts if self._folder else Config("efface.json")
 
 
 def _config_of(module: Any) -> dict[str, Any]:
@@ -111,14 +118,20 @@ class Folder:
             refuse_code(self.path / part.name)
             self._parts[part.name] = (part, named)
 
-    def configs(self) -> dict[str, dict[str, Any]]:
+    def configs(self) -> dict[str, Config]:
         """The configuration of each weighed part, of the scheduler and of the whole. Raises WrongFile."""
         files = {name: f"{name}/config.json" for name, (part, _) in self._parts.items() if part.weighed}
-        found = {n: self.json(f) for n, f in {**files, "scheduler": "scheduler/scheduler_config.json"}.items()}
+        files["scheduler"] = "scheduler/scheduler_config.json"
+        found = {name: Config(str(self.path / file), self.json(file)) for name, file in files.items()}
         for name, config in found.items():
-            if not config:
+            if not config.values:
                 raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
-        return found | {"index": self.index}
+        return found | {"index": Config(str(self.path / "model_index.json"), self.index)}
+
+    @property
+    def facts(self) -> Config:
+        """What the model says of itself in `efface.json`."""
+        return Config(str(self.path / "efface.json"), self.json("efface.json"))
 
     def has(self, name: str) -> bool:
         """Whether it has a part of the family that may be opened."""
