@@ -165,8 +165,9 @@ def test_an_engine_is_a_file_of_its_own_name(cli: Cli) -> None:
         engine_of("inlin")
     with pytest.raises(UnknownName, match="address"):
         engine_of("local", "somewhere:6379")
-    with pytest.raises(BadRequest, match="KEY=VALUE"):
-        engine_of("local:3")
+    for text, said in (("local:3", "KEY=VALUE"), ("local:workers=-1", "0 or more"), ("local:workers=few", "integer")):
+        with pytest.raises(BadRequest, match=said):
+            engine_of(text)
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")

@@ -41,6 +41,10 @@ class Local:
     workers: int = 0
     """How many; 0: one a thread, and no more than fit into memory."""
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise BadRequest(f"workers is 0 or more, got {self.workers}; leave it out for as many as fit")
+
     @property
     def reach(self) -> Literal["machine"]:
         return "machine"

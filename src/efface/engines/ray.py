@@ -1,8 +1,8 @@
 """Shards on a Ray cluster: one that is there, or one of this machine that lasts as long as this process.
 
-Ray does what a cluster needs: an actor a worker opens the job once, Ray places it by what it asks for (CPUs, memory, a
-share of a GPU), starts it again elsewhere when its process or node is lost, and gives it its shard again. Here is only
-that no worker has more than one shard, that results are taken as they come, and that failures are sentences.
+Ray does what a cluster needs: a worker is an actor that opens the job once, placed by what it asks for (CPUs, memory,
+a share of a GPU), and Ray tells when its process or node is gone. Here is only that a worker has one shard at a time,
+that a lost one is replaced and its shard handed out again, and that failures are sentences.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ import math
 import os
 import socket
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from efface.engines import Answer, Do, Job, answered, opened, result_of
 from efface.engines.local import QUIET
 from efface.errors import BadRequest, EffaceError, Unavailable
 from efface.work import Work
 
-if TYPE_CHECKING:
-    from ray import ObjectRef  # pyright: ignore[reportMissingImports]
-    from ray.actor import ActorHandle  # pyright: ignore[reportMissingImports]
-
 __all__ = ["Ray"]
+
+_SAME = "install Efface on every node as it is here"
+_ROOM = "see to the memory of the nodes and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,10 @@ class Ray:
     def __post_init__(self) -> None:
         if find_spec("ray") is None:
             raise Unavailable("the engine ray needs Ray, which is not installed: pip install 'efface[ray]'")
+        if min(self.num_cpus, self.num_gpus) <= 0 or min(self.workers, self.losses) < 0:
+            raise BadRequest(
+                "num_cpus and num_gpus are above 0, workers and losses not below it; leave one out instead"
+            )
 
     @property
     def reach(self) -> Literal["cluster"]:
@@ -63,26 +66,14 @@ class Ray:
         ray = _joined(self.address)
         asked = self._asked(job)
         lanes = min(len(shards), _places(ray, asked), self.workers or len(shards))
-        crew = _Crew(ray, deque(shards))
+        crew = _Crew(ray, shards, self.losses)
+        crew.prepare(job, asked)
         try:
-            crew.hire(lanes, job, asked | {"max_restarts": -1, "max_task_retries": self.losses})
+            for _ in range(lanes):
+                crew.hire()
             yield from work.progress(crew.results(work), label, total=len(shards))
-        except ray.exceptions.RayError as error:
-            raise EffaceError(self._sentence(ray, error)) from None
         finally:
             crew.dismiss()
-
-    def _sentence(self, ray: ModuleType, error: Exception) -> str:
-        """Of what Ray could not mend itself."""
-        last = str(error).strip().splitlines()[-1:] or [""]
-        if "creation task" in _first(error):
-            return f"a worker could not start ({last[0].strip()[:200]}); install Efface on every node as it is here"
-        if isinstance(error, ray.exceptions.RayActorError):
-            return (
-                f"a shard lost {self.losses + 1} workers one after the other; see to the memory of the nodes and run "
-                "the same command again"
-            )
-        return f"Ray gave a shard up ({_first(error)}); see to the nodes and run the same command again"
 
     def _asked(self, job: Job) -> dict[str, float]:
         """What one worker asks of a node, in Ray's words."""
@@ -101,6 +92,10 @@ class Worker:
         self.job, self.files = job, files
         self.do: Do | None = None
 
+    def hello(self) -> Answer:
+        """Said when Ray has placed it and it runs."""
+        return {}
+
     def answer(self, shard: object) -> Answer:
         return answered(lambda: self._opened()(shard))
 
@@ -118,52 +113,112 @@ class Worker:
 # --- in the process that asks ----------------------------------------------------------------------------------------
 
 
+class _Remote(Protocol):
+    """A method of an actor: called, it returns at once with a reference to what will be answered."""
+
+    def remote(self, *given: object) -> object: ...
+
+
+class _Actor(Protocol):
+    """A Worker from afar."""
+
+    hello: _Remote
+    answer: _Remote
+
+
 class _Crew:
-    """The workers, and the shards that wait."""
+    """The workers, and the shards that wait.
 
-    def __init__(self, ray: ModuleType, waiting: deque[object]) -> None:
+    Ray's own restarts count tries to reach a node that is gone as losses, so here a lost worker is replaced by a new
+    one. Nobody waits for that one: it gets a shard when it has said that it is there, and others may be first.
+    """
+
+    def __init__(self, ray: ModuleType, shards: Sequence[object], losses: int) -> None:
         self.ray = ray
-        self.waiting = waiting
-        self.workers: list[ActorHandle] = []
-        self.busy: dict[ObjectRef, ActorHandle] = {}
+        self.shards = shards
+        self.losses = losses
+        self.waiting = deque(range(len(shards)))
+        self.busy: dict[object, tuple[_Actor, int | None]] = {}
+        """What is under way -> the worker and its shard, None while it starts."""
+        self.idle: list[_Actor] = []
+        self.lost: Counter[int | None] = Counter()
 
-    def hire(self, lanes: int, job: Job, options: dict[str, float]) -> None:
-        kind = self.ray.remote(**options)(Worker)
-        files = [self.ray.put(file.read_bytes()) for file in job.files]
-        job = dataclasses.replace(job, here=None)
-        for _ in range(lanes):
-            self.workers.append(worker := kind.remote(job, *files))
-            self.hand(worker)
+    def prepare(self, job: Job, options: Mapping[str, float]) -> None:
+        """Settle what every worker is, and send the files of the job out once."""
+        self.kind = self.ray.remote(**options)(Worker)
+        self.job = dataclasses.replace(job, here=None)
+        self.files = [self.ray.put(file.read_bytes()) for file in job.files]
 
-    def hand(self, worker: ActorHandle) -> None:
-        """The next shard; a worker for whom none is left makes room for one that Ray has yet to place."""
+    def hire(self) -> None:
+        worker = self.kind.remote(self.job, *self.files)
+        self.busy[worker.hello.remote()] = worker, None
+
+    def hand(self, worker: _Actor) -> None:
+        """The next shard, where one waits."""
         if self.waiting:
-            self.busy[worker.answer.remote(self.waiting.popleft())] = worker
+            shard = self.waiting.popleft()
+            self.busy[worker.answer.remote(self.shards[shard])] = worker, shard
         else:
-            self.ray.kill(worker)
-            self.workers.remove(worker)
+            self.idle.append(worker)
 
     def results(self, work: Work) -> Iterator[object]:
         """The result of each shard, from whichever worker is first; looks for cancellation twice a second."""
-        while self.busy:
+        left = len(self.shards)
+        while left:
             work.check()
             done, _ = self.ray.wait(list(self.busy), timeout=0.5)
             for ref in done:
-                answer = self.ray.get(ref)
-                self.hand(self.busy.pop(ref))
-                yield result_of(answer)
+                worker, shard = self.busy.pop(ref)
+                if (answer := self.answer_of(ref, worker, shard)) is None:
+                    continue
+                self.hand(worker)
+                if shard is not None:
+                    left -= 1
+                    yield result_of(answer)
+
+    def answer_of(self, ref: object, worker: _Actor, shard: int | None) -> Answer | None:
+        """What a worker said; None for one that was lost, whose shard is the next to be handed out."""
+        broken = self.ray.exceptions
+        try:
+            answer = self.ray.get(ref)
+            self.lost[shard] = 0
+            return answer
+        except broken.RayError as error:
+            if isinstance(error, broken.RayTaskError) or "creation task" in _first(error):
+                raise EffaceError(f"a worker of the cluster does not work ({_last(error)}); {_SAME}") from None
+        self.lose(worker, shard)
+        return None
+
+    def lose(self, worker: _Actor, shard: int | None) -> None:
+        """Replace a worker, and let its shard be the next. Raises EffaceError for a shard that lost too many."""
+        self.ray.kill(worker)
+        self.lost[shard] += 1
+        if self.lost[shard] > self.losses:
+            what = "no worker could begin: they" if shard is None else "a shard lost its workers: they"
+            raise EffaceError(f"{what} were killed {self.lost[shard]} times, one after the other; {_ROOM}")
+        if shard is not None:
+            self.waiting.appendleft(shard)
+        if self.idle:
+            self.hand(self.idle.pop())
+        else:
+            self.hire()
 
     def dismiss(self) -> None:
-        for worker in self.workers:
+        for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]:
             self.ray.kill(worker)
+
+
+def imported() -> ModuleType:
+    """Ray, told not to send or print what nobody asked for."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Efface sends nothing about its users anywhere
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # it tells of lost workers on stdout, among our answers
+    return importlib.import_module("ray")
 
 
 def _joined(address: str) -> ModuleType:
     """Ray, connected; a process that is connected already stays where it is. Raises Unavailable."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Efface sends nothing about its users anywhere
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # it tells of lost workers on stdout, among our answers
-    ray = importlib.import_module("ray")
+    ray = imported()
     if ray.is_initialized():
         return ray
     where = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -205,6 +260,10 @@ def _places(ray: ModuleType, asked: dict[str, float]) -> int:
 
 def _first(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _last(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
 
 
 PLUGIN = Ray
