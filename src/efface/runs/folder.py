@@ -24,13 +24,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from efface.errors import OutputExists, WrongFile
+from efface.files import VERSION, cache_folder, leftovers, write_bytes
 from efface.gallery.drawing import Sampling, Side, shards_of
 from efface.gallery.images import Images, pixel_hash
 from efface.scores.records import Records, read_records
-from efface.files import leftovers, write_bytes
 from efface.gallery.shot import Ask, Item, veiled
 from efface.untrusted import refuse_links
-from efface.files import cache_folder
 
 __all__ = ["Folder", "environment", "opened", "read_plan", "rows_of", "status", "sweep", "sweep_cache"]
 
