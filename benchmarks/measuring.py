@@ -18,7 +18,7 @@ from efface import world
 from efface.audit import Audit, audit
 from efface.cli.options import prepare
 from efface.erasure import plan, solve
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.request import Request
 from efface.scores.tables import tables
 from efface.work import Work
@@ -55,7 +55,7 @@ def summary(cost: dict[str, Any]) -> str:
 def counting(n: int) -> float:
     """Seconds to count n records: 50 concepts, 200 prompts each, both sides."""
     items = [
-        Item(f"prompt {k % 10_000}", k // 10_000, (Ask("other" if k % 50 else "target", f"c{k % 50}"),))
+        Item(Shot(f"prompt {k % 10_000}", k // 10_000), (Ask("other" if k % 50 else "target", f"c{k % 50}"),))
         for k in range(n // 2)
     ]
     rows = [

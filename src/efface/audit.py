@@ -19,7 +19,7 @@ from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
 from efface.files import cache_folder
 from efface.gallery.drawing import Sampling, Side, draw
 from efface.gallery.images import Images
-from efface.gallery.shot import Item, veiled
+from efface.gallery.shot import Item
 from efface.registry import find
 from efface.report import content as evaluation
 from efface.report import gate as gates
@@ -67,7 +67,7 @@ def audit(
     with runfolder.opened(out, spec, overwrite) as folder:
         cost = _Costs(start)
         _measure(asked, suite, plan.items, sides, watch, folder, work, cost)
-        told = tuple(dataclasses.replace(i, prompt=veiled(i.prompt)) if suite.private else i for i in plan.items)
+        told = tuple(dataclasses.replace(i, shot=i.shot.veiled()) if suite.private else i for i in plan.items)
         part = cost.timed("seconds counting")
         told_plan = dataclasses.replace(plan, items=told)
         result = evaluation.report(asked, suite, told_plan, folder, watch, spec, metrics)

@@ -116,16 +116,16 @@ def test_a_record_that_is_void_may_be_written_anew(tmp_path: Path) -> None:
 def test_large_seeds_survive(tmp_path: Path) -> None:
     """E-10: 32 bits unsigned and more; negative ones raise."""
     from efface.errors import BadRequest
-    from efface.gallery.shot import Item
+    from efface.gallery.shot import Item, Shot
 
     seed = 4_290_749_014
     Records(tmp_path / "r.jsonl").append({"key": "a", "seed": seed})
     assert next(iter(Records(tmp_path / "r.jsonl")))["seed"] == seed
-    generator = torch.Generator().manual_seed(Item("p", seed, ()).seed)
+    generator = torch.Generator().manual_seed(Item(Shot("p", seed)).seed)
     assert generator.initial_seed() == seed
     for wrong in (-1, 2**64):
         with pytest.raises(BadRequest, match="seed"):
-            Item("p", wrong, ())
+            Item(Shot("p", wrong))
 
 
 def test_a_record_holds_no_nan(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from efface.files import key_of
 from efface.gallery.drawing import Sampling, Side, draw
 from efface.gallery.drawing import _one_thread as one_thread
 from efface.gallery.images import Images
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.model.sampler import sample
 from efface.report.content import _verdict as verdict
 from efface.request import Request
@@ -40,7 +40,7 @@ def record(side: str, prompt: str, seed: int, *hits: str, garbage: bool = False)
 def both(
     role: str, base: list[bool], edited: list[bool], label: str = "cat"
 ) -> tuple[list[Item], list[dict[str, Any]]]:
-    items = [Item("p", seed, (Ask(role, label),)) for seed in range(len(base))]
+    items = [Item(Shot("p", seed), (Ask(role, label),)) for seed in range(len(base))]
     rows = [record("base", "p", s, *([label] if hit else [])) for s, hit in enumerate(base)]
     rows += [record("edited", "p", s, *([label] if hit else [])) for s, hit in enumerate(edited)]
     return items, rows
@@ -81,7 +81,7 @@ def test_garbage_is_not_counted_as_replaced() -> None:
 
 def test_the_order_of_records_does_not_matter() -> None:
     """E-1: bit for bit, with prompts x seeds and their resampled intervals."""
-    items = [Item(f"p{k % 5}", k, (Ask("other", "cat"),)) for k in range(40)]
+    items = [Item(Shot(f"p{k % 5}", k), (Ask("other", "cat"),)) for k in range(40)]
     rows = [
         record(s, i.prompt, i.seed, *(["cat"] if (i.seed * 7 + len(s)) % 3 else []))
         for s in ("base", "edited")
@@ -94,8 +94,8 @@ def test_the_order_of_records_does_not_matter() -> None:
 
 def test_an_interval_over_few_prompts_is_wider_than_one_over_as_many_images() -> None:
     """Images of one prompt are alike: here all or none of a prompt's are hits."""
-    one = [Item(f"p{k}", k, (Ask("other", "cat"),)) for k in range(40)]
-    few = [Item(f"p{k // 10}", k, (Ask("other", "cat"),)) for k in range(40)]
+    one = [Item(Shot(f"p{k}", k), (Ask("other", "cat"),)) for k in range(40)]
+    few = [Item(Shot(f"p{k // 10}", k), (Ask("other", "cat"),)) for k in range(40)]
     widths = []
     for items in (one, few):
         rows = [
@@ -128,8 +128,8 @@ def test_na_and_error_change_neither_hits_nor_n() -> None:
 def test_macro_is_the_mean_over_concepts_and_pooled_the_mean_over_images() -> None:
     """E-16: equal for equal n only."""
     for n, equal in ((4, True), (12, False)):
-        items = [Item("p", k, (Ask("other", "cat"),)) for k in range(4)]
-        items += [Item("q", k, (Ask("other", "dog"),)) for k in range(n)]
+        items = [Item(Shot("p", k), (Ask("other", "cat"),)) for k in range(4)]
+        items += [Item(Shot("q", k), (Ask("other", "dog"),)) for k in range(n)]
         rows = [
             record(s, i.prompt, i.seed, *(["dog"] if i.prompt == "q" else []))
             for s in ("base", "edited")
@@ -143,7 +143,7 @@ def test_macro_is_the_mean_over_concepts_and_pooled_the_mean_over_images() -> No
 def test_a_target_the_base_does_not_know_changes_no_headline() -> None:
     """E-14: whatever the edited model draws."""
     known, rows = both("target", [True] * 10, [True, False] * 5)
-    unknown = [Item("q", k, (Ask("target", "dog"),)) for k in range(10)]
+    unknown = [Item(Shot("q", k), (Ask("target", "dog"),)) for k in range(10)]
     found = []
     for hits in ([], ["dog"]):
         more = [record("base", "q", k) for k in range(10)] + [record("edited", "q", k, *hits) for k in range(10)]
@@ -155,7 +155,7 @@ def test_a_target_the_base_does_not_know_changes_no_headline() -> None:
 
 def test_a_kept_concept_that_loses_is_named_after_holm() -> None:
     items, rows = both("other", [True] * 30, [True] * 10 + [False] * 20)
-    dogs = [Item("q", k, (Ask("other", "dog"),)) for k in range(30)]
+    dogs = [Item(Shot("q", k), (Ask("other", "dog"),)) for k in range(30)]
     rows += [record(s, "q", k, "dog") for s in ("base", "edited") for k in range(30)]
     table = tables([*items, *dogs], rows, LABELS)[0]
     notes = {r["name"]: r["note"] for r in table["rows"]}
@@ -164,7 +164,7 @@ def test_a_kept_concept_that_loses_is_named_after_holm() -> None:
 
 
 def test_the_sweep_counts_images_at_and_above_each_threshold() -> None:
-    items = [Item("p", k, (Ask("hazard", "dagger"),)) for k in range(3)]
+    items = [Item(Shot("p", k), (Ask("hazard", "dagger"),)) for k in range(3)]
     rows = [record("base", "p", k) | {"values": {"dagger": v}} for k, v in enumerate((0.2, 0.6, 0.9))]
     (row,) = sweeps(items, rows)
     assert (row["label"], row["images"], row[">= 0.2"], row[">= 0.6"], row[">= 0.7"]) == ("dagger", 3, 3, 2, 1)
@@ -288,7 +288,7 @@ def test_a_worker_that_ends_before_it_reads_its_job_is_named(
 
 
 def test_what_is_drawn_already_is_not_drawn_again(tiny: efface.Model, tmp_path: Path) -> None:
-    items = [Item("a dog", seed, ()) for seed in range(3)]
+    items = [Item(Shot("a dog", seed)) for seed in range(3)]
     side, sampling, images = Side("base", tiny), Sampling.of(tiny, 2), Images(tmp_path)
     assert draw(side, items, sampling, images, Work()) == 3
     before = images.path(side.image_key(items[0], sampling)).stat().st_mtime_ns

@@ -151,9 +151,9 @@ def test_the_jackknife_is_that_of_a_mean() -> None:
 
 
 def test_rows_come_from_items_and_records() -> None:
-    from efface.gallery.shot import Ask, Item
+    from efface.gallery.shot import Ask, Item, Shot
 
-    items = [Item("a dog and a key", 7, (Ask("target", "dog"), Ask("other", "key"), Ask("other", "sofa")))]
+    items = [Item(Shot("a dog and a key", 7), (Ask("target", "dog"), Ask("other", "key"), Ask("other", "sofa")))]
     record = {"side": "edited", "prompt": "a dog and a key", "seed": 7, "hits": ["key"], "garbage": False,
               "values": {"dog": 0.1, "key": 0.9}}  # fmt: skip
     found = questions(items, [record])

@@ -15,7 +15,7 @@ from markupsafe import escape
 import efface
 from efface.files import key_of
 from efface.gallery.images import Images
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.metrics import _run as scores
 from efface.metrics.neighbourhood import Neighbourhood, image_space, text_space
 from efface.report.page import render
@@ -84,7 +84,7 @@ def run_of(folder: Path, lost: int) -> tuple[list[Item], list[dict[str, Any]], I
     for name in NAMES:
         role = {"cat": "target", "lion": "neighbour"}.get(name, "other")
         for seed in range(20):
-            items.append(Item(f"a {name} {seed % 10}", seed, (Ask(role, name),)))
+            items.append(Item(Shot(f"a {name} {seed % 10}", seed), (Ask(role, name),)))
             red, green = (int(200 * v) for v in PLACES[name])
             images.put(key := key_of(name=name, seed=seed), np.full((4, 4, 3), (red, green, seed), np.uint8))
             for side in ("base", "edited"):

@@ -16,7 +16,7 @@ import efface
 from conftest import Cli
 from efface.audit import audit
 from efface.errors import BadRequest, OutputExists, WrongFile
-from efface.gallery.shot import Item
+from efface.gallery.shot import Item, Shot
 from efface.metrics._run import composites
 from efface.numerics import intervals
 from efface.report.compare import _column, compare
@@ -217,8 +217,8 @@ def test_records_of_another_garbage_detector_are_not_mixed_in(runs: list[Path], 
 
 def test_kept_styles_have_their_column_and_enter_the_scores() -> None:
     """As in `artists-5`: a style is erased, the others are kept."""
-    pairs = [Pair("style", "a", f"a {k}", k, True, False, False, False) for k in range(10)]
-    pairs += [Pair("other-style", "b", f"b {k}", k, True, k > 2, False, False) for k in range(10)]
+    pairs = [Pair("style", "a", Shot(f"a {k}", k), True, False, False, False) for k in range(10)]
+    pairs += [Pair("other-style", "b", Shot(f"b {k}", k), True, k > 2, False, False) for k in range(10)]
     assert _column("styles", {"one": pairs}, "one")["one"]["cell"]["estimate"] == pytest.approx(0.3)
     overall = next(c for c in composites({"one": pairs}) if (c["name"], c["side"]) == ("Overall", "one"))
     assert overall["value"] == pytest.approx(2 * 0.7 / 1.7)

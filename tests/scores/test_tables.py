@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.numerics import clusters, intervals
 from efface.scores.tables import tables
 from efface.work import seed_of
@@ -23,7 +23,7 @@ def run_of(prompts: int, seeds: int) -> tuple[list[Item], list[dict[str, Any]]]:
         label = f"c{k}"
         for p in range(prompts):
             for seed in range(seeds):
-                items.append(Item(f"{label} {p}", seed, (Ask(role, label),)))
+                items.append(Item(Shot(f"{label} {p}", seed), (Ask(role, label),)))
                 for side, share in (("base", 0.9), ("edited", 0.1 if role == "target" else 0.8)):
                     state = "na" if draw.random() < 0.02 else "ok"
                     hit = state == "ok" and draw.random() < share

@@ -47,10 +47,10 @@ def command(
     from efface.files import cache_folder, new_folder
     from efface.gallery.drawing import Sampling, Side, draw
     from efface.gallery.images import Images
-    from efface.gallery.shot import Item
+    from efface.gallery.shot import Item, Shot
     from efface.patch import Patch
 
-    items, images = [Item(t, s, ()) for t in texts for s in numbers], Images(cache_folder() / "images")
+    items, images = [Item(Shot(t, s)) for t in texts for s in numbers], Images(cache_folder() / "images")
     names = [f"{i // len(numbers):04d}-{item.seed}.png" for i, item in enumerate(items)]
     sampling, work = Sampling.of(opened, steps, guidance), o.working(0, quiet)
     with new_folder(out, overwrite, _drawn) as made:  # before anything is drawn: it may be refused

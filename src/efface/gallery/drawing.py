@@ -78,15 +78,7 @@ class Side:
 
     def image_key(self, item: Item, sampling: Sampling) -> str:
         """Hash of everything that can change the pixels, and of nothing else: another recipe draws no image again."""
-        own = {} if item.guidance is None else {"guidance": item.guidance}
-        return key_of(
-            model=self.model.identity,
-            patch=self.patch,
-            prompt=item.prompt,
-            seed=item.seed,
-            sampling=sampling.hash,
-            **own,
-        )
+        return item.shot.key(model=self.model.identity, patch=self.patch, sampling=sampling.hash)
 
 
 def fingerprint(model: Model) -> str:
@@ -112,8 +104,9 @@ def shards_of(side: Side, items: Iterable[Item], sampling: Sampling) -> list[lis
     """Items in batches as they are drawn: `SHARD` at most, one guidance each, in the order given."""
     groups: dict[float | None, list[tuple[Any, ...]]] = {}
     for item in items:
-        row = (item.prompt, item.seed, side.image_key(item, sampling), item.guidance)
-        groups.setdefault(item.guidance, []).append(row)
+        shot = item.shot
+        row = (shot.prompt, shot.seed, side.image_key(item, sampling), shot.guidance)
+        groups.setdefault(shot.guidance, []).append(row)
     return [rows[i : i + SHARD] for rows in groups.values() for i in range(0, len(rows), SHARD)]
 
 

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 
 from efface.errors import BadRequest
 from efface.numerics import clusters, intervals
+from efface.scores.records import shot_of
 from efface.scores.tables import ERRORS_AT_MOST
 
 __all__ = [
@@ -194,7 +195,7 @@ class Table:
         return np.fromiter((np.nan if v is None else v for v in values), np.float64, len(self.rows))
 
     def pairs(self, first: str = "base", second: str = "edited") -> tuple[Table, Table]:
-        """Rows of two sides of the same prompt, seed, draw, role and concept, row by row.
+        """Rows of two sides of the same prompt, seed, guidance, draw, role and concept, row by row.
 
         Raises BadRequest when a partner is missing or a place occurs twice: nothing is zipped by luck.
         """
@@ -207,9 +208,11 @@ class Table:
         return sides[0], sides[1]
 
 
-def _place(row: Row) -> tuple[str, str, int, int, str, str, str]:
+def _place(row: Row) -> tuple[str, str, int, float, int, str, str, str]:
+    guidance = row.get("guidance")
     return (
-        str(row.get("side", "")), str(row.get("prompt", "")), int(row.get("seed", 0)), int(row.get("draw", 0)),
+        str(row.get("side", "")), str(row.get("prompt", "")), int(row.get("seed", 0)),
+        -1.0 if guidance is None else float(guidance), int(row.get("draw", 0)),
         str(row.get("role", "")), str(row.get("concept", "")), str(row.get("method", "")),
     )  # fmt: skip
 
@@ -220,8 +223,8 @@ def questions(items: Iterable[Any], records: Iterable[Row]) -> list[dict[str, An
     items: with prompt, seed and asks (role, label). records: one an image, with side, prompt, seed, hits, values,
     garbage; where they have them, state and reason, guidance, and a detector's boxes. A label without a value is NA.
     """
-    asked = {(i.prompt, i.seed): i.asks for i in items}
-    return [_row(r, ask) for r in records for ask in asked.get((r["prompt"], r["seed"]), ())]
+    asked = {i.shot: i.asks for i in items}
+    return [_row(r, ask) for r in records for ask in asked.get(shot_of(r), ())]
 
 
 def _row(record: Row, ask: Any) -> dict[str, Any]:

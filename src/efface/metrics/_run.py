@@ -18,6 +18,7 @@ from efface.metrics.composites import Composites, Summary
 from efface.metrics.neighbourhood import Neighbourhood, image_space, text_space
 from efface.registry import configure
 from efface.scores.judging import Watch
+from efface.scores.records import shot_of
 from efface.scores.tables import Pair
 
 if TYPE_CHECKING:
@@ -101,10 +102,10 @@ def _pictured(items: Sequence[Item], rows: Sequence[Json], images: Images, watch
     """The judge's features of the first base images in which it finds what was asked for, by concept."""
     if not watch.classifies:
         return {}
-    by_place = {(r["prompt"], r["seed"], r.get("guidance")): r for r in rows if r["side"] == "base"}
+    by_place = {shot_of(r): r for r in rows if r["side"] == "base"}
     chosen: dict[str, list[str]] = {}
     for item in items:
-        row = by_place.get((item.prompt, item.seed, item.guidance))
+        row = by_place.get(item.shot)
         for ask in item.asks if row else ():
             found = chosen.setdefault(ask.label, []) if ask.role in (*KEPT, *TARGETS) else None
             if row and found is not None and len(found) < SEEN and ask.label in row["hits"]:
@@ -152,8 +153,8 @@ def measure(
                 continue  # it has nothing to say of the base alone
             scored = metric.score(measured)
             made[name].append({
-                "side": side, "prompt": item.prompt, "seed": item.seed, "guidance": item.guidance, "role": ask.role,
-                "concept": ask.label,
+                "side": side, "prompt": item.prompt, "seed": item.seed, "guidance": item.shot.guidance,
+                "role": ask.role, "concept": ask.label,
                 "state": scored.state, "hit": scored.hit, "value": scored.value, "reason": scored.reason,
                 "garbage": measured.garbage, "features": metric.features(measured), **(scored.detail or {}),
             })  # fmt: skip
@@ -164,10 +165,10 @@ def _looked(
     items: Sequence[Item], rows: Sequence[Json], images: Images, watch: Watch
 ) -> Iterator[tuple[str, Item, Ask, Measured]]:
     """Every question of every stored image as a metric sees it, base side first in each chunk."""
-    by_place = {(r["side"], r["prompt"], r["seed"], r.get("guidance")): r for r in rows if r.get("state", "ok") == "ok"}
+    by_place = {(r["side"], shot_of(r)): r for r in rows if r.get("state", "ok") == "ok"}
     both = []
     for item in items:
-        pair = [by_place.get((s, item.prompt, item.seed, item.guidance)) for s in ("base", "edited")]
+        pair = [by_place.get((s, item.shot)) for s in ("base", "edited")]
         if all(row is not None and images.has(row["image"]) for row in pair):
             both.append((item, pair))
     for start in range(0, len(both), CHUNK):

@@ -103,7 +103,7 @@ class InPrompt:
 
 
 def _image(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(k) for k in ("side", "prompt", "seed", "draw"))
+    return tuple(row.get(k) for k in ("side", "prompt", "seed", "guidance", "draw"))
 
 
 _SOFTMAX = "needs a judge that may find several things in one image; this one names a single label"

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import BadRequest, WrongFile
-from efface.gallery.shot import Item
+from efface.gallery.shot import Item, Shot
 from efface.metrics._run import composites
 from efface.numerics import intervals, planning
 from efface.runs.folder import environment, read_plan, rows_of
 from efface.scores.judging import NO_DETECTOR, record_key
+from efface.scores.records import shot_of
 from efface.scores.tables import Pair, change, loss, pairs_of, rate, tables
 
 __all__ = ["FORMAT", "compare"]
@@ -144,24 +145,24 @@ def _block(runs: Sequence[Run], baseline: str, common: bool) -> Json:
 
 def _shared(runs: Sequence[Run]) -> tuple[Item, ...]:
     """Images that every run drew, with the questions that every run asked. Raises BadRequest when there are none."""
-    asked = [{(i.prompt, i.seed, i.guidance): set(i.asks) for i in run.items} for run in runs]
+    asked = [{i.shot: set(i.asks) for i in run.items} for run in runs]
     found = []
     for item in runs[0].items:
-        places = [a.get((item.prompt, item.seed, item.guidance), set()) for a in asked]
+        places = [a.get(item.shot, set()) for a in asked]
         asks = tuple(a for a in item.asks if all(a in p for p in places))
         if asks:
-            found.append(Item(item.prompt, item.seed, asks, item.guidance))
+            found.append(Item(item.shot, asks))
     if not found:
         raise BadRequest("these runs share no image of the same role; compare them without --common")
     return tuple(found)
 
 
 def _same_base(runs: Sequence[Run], items: Sequence[Item]) -> None:
-    wanted = {(i.prompt, i.seed, i.guidance) for i in items}
+    wanted = {i.shot for i in items}
 
-    def base(run: Run) -> dict[Any, str]:
+    def base(run: Run) -> dict[Shot, str]:
         rows = (r for r in run.rows if r["side"] == "base")
-        places = (((r["prompt"], r["seed"], r.get("guidance")), r.get("pixels", "")) for r in rows)
+        places = ((shot_of(r), r.get("pixels", "")) for r in rows)
         return {place: pixels for place, pixels in places if place in wanted}
 
     first = base(runs[0])
@@ -187,7 +188,7 @@ def _scored(run: Run, items: Sequence[Item]) -> set[tuple[str, str]]:
 def _column(key: str, pairs: dict[str, list[Pair]], baseline: str) -> dict[str, Json]:
     """Cells by run; {} where the suite lacks the roles. A run that failed at some image keeps the others' pairs."""
     _, roles, what = COLUMNS[key]
-    chosen = {n: {(p.role, p.label, p.prompt, p.seed): p for p in ps if p.role in roles} for n, ps in pairs.items()}
+    chosen = {n: {(p.role, p.label, p.shot): p for p in ps if p.role in roles} for n, ps in pairs.items()}
     shared = set.intersection(*(set(c) for c in chosen.values()))
     if not shared:
         return {}

@@ -18,6 +18,7 @@ from efface.report.page import percent
 from efface.runs.folder import Folder
 from efface.runs.spec import Audit
 from efface.scores.judging import Watch
+from efface.scores.records import shot_of
 from efface.scores.tables import absent_table, cell, pairs_of, sweeps, tables
 from efface.suites import Plan
 
@@ -136,12 +137,12 @@ def _flags(counted: list[Json], items: Sequence[Item], rows: Sequence[Json], obj
         if cell_ and intervals.lower_bound(cell_["hits"], cell_["n"]) > RED:
             broken.append(f"{table['label'].lower()} {percent(cell_)} % ({cell_['hits']}/{cell_['n']})")
     found = [f"Broken: garbage in place of {'; '.join(broken)}."] if broken else []
-    kept = {(i.prompt, i.seed): a.label for i in items for a in i.asks if a.role in ("neighbour", "other")}
-    edited = [r for r in rows if r["side"] == "edited" and (r["prompt"], r["seed"]) in kept]
+    kept = {i.shot: a.label for i in items for a in i.asks if a.role in ("neighbour", "other")}
+    edited = [r for r in rows if r["side"] == "edited" and shot_of(r) in kept]
     seen = Counter(h for r in edited for h in r["hits"] if h in objects).most_common(1)
     if len(set(kept.values())) > 2 and seen:
         label, k = seen[0]
-        base = sum(label in r["hits"] for r in rows if r["side"] == "base" and (r["prompt"], r["seed"]) in kept)
+        base = sum(label in r["hits"] for r in rows if r["side"] == "base" and shot_of(r) in kept)
         if k > COLLAPSE * len(edited) and base <= COLLAPSE * len(edited):
             found.append(f"Collapsed: the judge sees {label!r} in {k} of {len(edited)} images of kept concepts.")
     return found
@@ -176,12 +177,13 @@ def _similarity(items: Sequence[Item], rows: Sequence[Json], watch: Watch) -> li
         return []
     from efface.metrics.clip import Clip
 
-    asked = {(i.prompt, i.seed): i.asks for i in items}
+    asked = {i.shot: i.asks for i in items}
     made = [
-        {"side": r["side"], "prompt": r["prompt"], "seed": r["seed"], "role": a.role, "concept": a.label,
+        {"side": r["side"], "prompt": r["prompt"], "seed": r["seed"], "guidance": r.get("guidance"),
+         "role": a.role, "concept": a.label,
          "state": r.get("state", "ok"), "hit": None, "value": r["values"].get(a.label), "reason": r.get("reason", ""),
          "cut": r.get("cut", False)}
-        for r in rows for a in asked.get((r["prompt"], r["seed"]), ())
+        for r in rows for a in asked.get(shot_of(r), ())
     ]  # fmt: skip
     return [{"metric": "clip", **cell.as_row()} for cell in Clip().aggregate(made)]
 
@@ -209,7 +211,7 @@ def _threshold(card: Mapping[str, Any]) -> str:
 
 
 def _sheets(items: Sequence[Item], rows: Sequence[Json], images: Images) -> list[Json]:
-    by_image = {(r["side"], r["prompt"], r["seed"], r.get("guidance")): r for r in rows}
+    by_image = {(r["side"], shot_of(r)): r for r in rows}
     groups: dict[tuple[str, str], list[Item]] = {}
     for item in items:
         first = item.asks[0]
@@ -229,7 +231,7 @@ def _sheets(items: Sequence[Item], rows: Sequence[Json], images: Images) -> list
 
 
 def _shown(item: Item, ask: Ask, by_image: Mapping[Any, Json], images: Images) -> Json:
-    base, edited = (by_image[s, item.prompt, item.seed, item.guidance] for s in ("base", "edited"))
+    base, edited = (by_image[s, item.shot] for s in ("base", "edited"))
     found: Json = {"prompt": item.prompt, "seed": item.seed}
     for name, row in (("base", base), ("edited", edited)):
         found[name] = row["image"] if images.has(row["image"]) else None
@@ -243,7 +245,7 @@ def _worst(
     """The n pairs that speak loudest against the edit: shown targets, lost kept concepts, or garbage."""
     found = []
     for item in items:
-        base, edited = (by_image[s, item.prompt, item.seed, item.guidance] for s in ("base", "edited"))
+        base, edited = (by_image[s, item.shot] for s in ("base", "edited"))
         if any(row.get("state", "ok") != "ok" for row in (base, edited)):
             continue  # an image that failed shows nothing and lost nothing
         for ask in item.asks:
@@ -287,7 +289,7 @@ def add_gate(
     """
     flags = [gates.Outcome("pictures", "fail", "neither Broken nor Collapsed", flag) for flag in result["flags"]]
     outcomes = gates.judge(gate, result)
-    by_image = {(r["side"], r["prompt"], r["seed"], r.get("guidance")): r for r in rows}
+    by_image = {(r["side"], shot_of(r)): r for r in rows}
     listed = [_listed(flag) for flag in flags]
     for rule, outcome in zip([*gate.rules, gates.ERRORS], outcomes, strict=True):
         row = _listed(outcome)

@@ -27,8 +27,8 @@ from efface.errors import OutputExists, WrongFile
 from efface.files import VERSION, cache_folder, leftovers, write_bytes
 from efface.gallery.drawing import Sampling, Side, shards_of
 from efface.gallery.images import Images, pixel_hash
-from efface.scores.records import Records, read_records
-from efface.gallery.shot import Ask, Item, veiled
+from efface.scores.records import Records, read_records, shot_of
+from efface.gallery.shot import Ask, Item
 from efface.untrusted import refuse_links
 
 __all__ = ["Folder", "environment", "opened", "read_plan", "rows_of", "status", "sweep", "sweep_cache"]
@@ -149,7 +149,8 @@ class Folder:
     def shards(self, plan: Json, side: Side, items: Sequence[Item], sampling: Sampling) -> list[list[tuple[Any, ...]]]:
         """The frozen batches of one side, then batches of what got lost since."""
         part = plan["sides"][side.name]
-        rows = [(i.prompt, i.seed, key, i.guidance) for i, key in zip(items, part["keys"], strict=True)]
+        pairs = zip((i.shot for i in items), part["keys"], strict=True)
+        rows = [(shot.prompt, shot.seed, key, shot.guidance) for shot, key in pairs]
         frozen = [[rows[i] for i in batch] for batch in part["shards"]]
         planned = {row[2] for batch in frozen for row in batch}
         lost = [
@@ -190,9 +191,9 @@ class Folder:
 
 
 def _item_row(item: Item, private: bool) -> Json:
-    row: Json = {"prompt": veiled(item.prompt) if private else item.prompt, "seed": item.seed}
-    row["asks"] = [[a.role, a.label] for a in item.asks]
-    return row if item.guidance is None else row | {"guidance": item.guidance}
+    shot = item.shot.veiled() if private else item.shot
+    row: Json = {"prompt": shot.prompt, "seed": shot.seed, "asks": [[a.role, a.label] for a in item.asks]}
+    return row if shot.guidance is None else row | {"guidance": shot.guidance}
 
 
 def _plan(file: Path) -> Json | None:
@@ -214,8 +215,7 @@ def read_plan(run: Path) -> tuple[list[Item], Json]:
             f"{run} has no plan.json (older than version 0.2, or damaged); run its audit command again: "
             "nothing is drawn twice"
         )
-    items = [Item(r["prompt"], r["seed"], tuple(Ask(*a) for a in r["asks"]), r.get("guidance")) for r in plan["items"]]
-    return items, plan
+    return [Item(shot_of(r), tuple(Ask(*a) for a in r["asks"])) for r in plan["items"]], plan
 
 
 # --- how far, and what can go ----------------------------------------------------------------------------------------

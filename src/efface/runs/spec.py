@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from efface.errors import BadRequest
 from efface.gallery.drawing import Sampling, Side, fingerprint
+from efface.gallery.shot import Item, Shot
 from efface.registry import configure
 from efface.request import Concept, Request
-from efface.gallery.shot import Item
 from efface.suites import Known, Plan, suite_hash
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Audit:
         plan = suite.plan(self.request, Known(self.base.concepts, self.base.captions))
         if not plan.items:
             raise BadRequest(f"suite {self.suite} draws nothing for this request; name concepts that it knows")
-        items = tuple(dataclasses.replace(i, prompt=_cut(self.base, i.prompt)) for i in plan.items)
+        items = tuple(dataclasses.replace(i, shot=_fitted(self.base, i.shot)) for i in plan.items)
         cut = len({i.prompt for i in plan.items} - {i.prompt for i in items})
         said = (f"the ends of {cut} prompts, longer than the model reads: they were cut at a word",) if cut else ()
         pairs = {(i.prompt, j.prompt) for i, j in zip(plan.items, items, strict=True) if i.prompt != j.prompt}
@@ -116,6 +116,11 @@ class Audit:
                 "raise its strength, or declare a control with --control"
             )
         return base, Side("edited", self.base, "" if same else self.patch.content_hash)
+
+
+def _fitted(model: Model, shot: Shot) -> Shot:
+    prompt = _cut(model, shot.prompt)
+    return shot if prompt == shot.prompt else dataclasses.replace(shot, prompt=prompt)
 
 
 def _cut(model: Model, prompt: str) -> str:

@@ -12,7 +12,7 @@ from efface.errors import EffaceError
 from efface.files import key_of
 from efface.gallery.drawing import Sampling, Side
 from efface.gallery.images import Images, pixel_hash
-from efface.gallery.shot import Item, veiled
+from efface.gallery.shot import Item
 from efface.scores.records import Records
 from efface.work import Work
 
@@ -78,11 +78,11 @@ class Watch:
 
     def row(self, side: Side, item: Item, image: str, **said: Any) -> dict[str, Any]:
         """A record: what was drawn, who looked, and what was said."""
-        own = {} if item.guidance is None else {"guidance": item.guidance}
+        shot = item.shot.veiled() if self.private else item.shot
+        own = {} if shot.guidance is None else {"guidance": shot.guidance}
         who = {"judge": self.name, "judge_version": self.version}
-        prompt = veiled(item.prompt) if self.private else item.prompt
-        return {"key": self.key(side.name, image), "side": side.name, "image": image, "prompt": prompt,
-                "seed": item.seed, **own, **who, **said}  # fmt: skip
+        return {"key": self.key(side.name, image), "side": side.name, "image": image, "prompt": shot.prompt,
+                "seed": shot.seed, **own, **who, **said}  # fmt: skip
 
 
 def judge_images(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import WrongFile
+from efface.gallery.shot import Shot
 from efface.untrusted import owned
 
 _SEAL = ', "sum": "'
@@ -74,6 +75,11 @@ class Records:
                 stream.seek(-1, os.SEEK_END)
                 if stream.read(1) != b"\n":
                     stream.write(b"\n")
+
+
+def shot_of(row: Mapping[str, Any]) -> Shot:
+    """The place of an image, of a plan's item or of a record: the one way to tell pictures apart."""
+    return Shot(row["prompt"], row["seed"], row.get("guidance"))
 
 
 def _sealed(record: dict[str, Any]) -> bytes:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from efface.errors import WrongFile
-from efface.gallery.shot import ROLES, Item
+from efface.gallery.shot import ROLES, Item, Shot
 from efface.numerics import clusters, intervals
+from efface.scores.records import shot_of
 from efface.work import seed_of
 
 __all__ = [
@@ -38,7 +39,7 @@ KNOWN_AT_LEAST = 0.5  # a target that the base draws less often is NA
 SURE_AT_LEAST = 0.8  # and is marked below this
 ERRORS_AT_MOST = 0.01  # with a larger share of failures the whole row is ERROR
 NAMED = ("target", "style", "synonym", "implicit", "two-object")  # roles whose prompts ask for the target
-GONE = tuple(role for role, (_, good) in ROLES.items() if good == "down")  # roles in which it should not show
+GONE = tuple(role for role, known in ROLES.items() if known.direction == "down")  # roles in which it should not show
 DRAWS = (400, 2000)  # resamples behind an interval: fewest and most, by the number of prompts
 AT_ONCE = 2_000_000
 STATES = ("ok", "na", "error")  # from good to bad
@@ -51,8 +52,7 @@ class Pair(NamedTuple):
 
     role: str
     label: str
-    prompt: str
-    seed: int
+    shot: Shot
     base: bool
     edited: bool
     base_garbage: bool
@@ -67,11 +67,10 @@ class Pair(NamedTuple):
 
 def pairs_of(items: Sequence[Item], rows: Sequence[Mapping[str, Any]]) -> list[Pair]:
     """Every question of every item with both sides' answers. Raises WrongFile for an image without a record."""
-    by_image = {(r["side"], r["prompt"], r["seed"], r.get("guidance")): r for r in rows}
+    by_image = {(r["side"], shot_of(r)): r for r in rows}
     found: list[Pair] = []
     for item in items:
-        base = by_image.get(("base", item.prompt, item.seed, item.guidance))
-        edited = by_image.get(("edited", item.prompt, item.seed, item.guidance))
+        base, edited = by_image.get(("base", item.shot)), by_image.get(("edited", item.shot))
         if base is None or edited is None:
             raise WrongFile(f"no record of {item.prompt!r}, seed {item.seed}; run the same command again")
         one, two = base.get("state", "ok"), edited.get("state", "ok")
@@ -79,7 +78,7 @@ def pairs_of(items: Sequence[Item], rows: Sequence[Mapping[str, Any]]) -> list[P
         if STATES.index(two) > STATES.index(one):
             state, reason = two, edited.get("reason", "")
         found += [
-            Pair(a.role, a.label, item.prompt, item.seed, a.label in base["hits"], a.label in edited["hits"],
+            Pair(a.role, a.label, item.shot, a.label in base["hits"], a.label in edited["hits"],
                  base["garbage"], edited["garbage"], state, reason)
             for a in item.asks
         ]  # fmt: skip
@@ -169,7 +168,7 @@ def cell(hits: int, n: int) -> dict[str, Any] | None:
 def prompts_of(pairs: Sequence[Pair]) -> Prompts:
     """The prompts of pairs, found once for all that is counted of them."""
     index: dict[str, int] = {}
-    places = np.fromiter((index.setdefault(p.prompt, len(index)) for p in pairs), np.int64, len(pairs))
+    places = np.fromiter((index.setdefault(p.shot.prompt, len(index)) for p in pairs), np.int64, len(pairs))
     return places, len(index)
 
 
@@ -247,11 +246,11 @@ THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 def sweeps(items: Sequence[Item], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Images in which a detector is at least so sure, for each threshold: one row a label of hazards and the like."""
-    asked = {(i.prompt, i.seed, a.label) for i in items for a in i.asks if a.role in ("hazard", "sensitive")}
+    asked = {(i.shot, a.label) for i in items for a in i.asks if a.role in ("hazard", "sensitive")}
     values: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         for label, value in row["values"].items():
-            if (row["prompt"], row["seed"], label) in asked:
+            if (shot_of(row), label) in asked:
                 values.setdefault((label, row["side"]), []).append(value)
     found = []
     for label, side in sorted(values):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from efface.files import key_of
-from efface.gallery.shot import Item
+from efface.gallery.shot import Item, Shot
 from efface.request import Request
 
 __all__ = ["Known", "Plan", "Suite", "merged", "suite_hash"]
@@ -55,13 +55,12 @@ class Suite(Protocol):
 
 
 def merged(items: Iterable[Item]) -> tuple[Item, ...]:
-    """The same prompt and seed is one image: its questions are put together, in the order of first mention."""
-    found: dict[tuple[str, int, float | None], Item] = {}
+    """The same shot is one image: its questions are put together, in the order of first mention."""
+    found: dict[Shot, Item] = {}
     for item in items:
-        place = (item.prompt, item.seed, item.guidance)
-        known = found.get(place)
+        known = found.get(item.shot)
         asks = item.asks if known is None else tuple(dict.fromkeys((*known.asks, *item.asks)))
-        found[place] = item if known is None else replace(known, asks=asks)
+        found[item.shot] = item if known is None else replace(known, asks=asks)
     return tuple(found.values())
 
 
@@ -71,5 +70,5 @@ def suite_hash(items: tuple[Item, ...]) -> str:
 
 
 def _row(item: Item) -> list[Any]:
-    row: list[Any] = [item.prompt, item.seed, [[a.role, a.label] for a in item.asks]]
-    return row if item.guidance is None else [*row, item.guidance]
+    shot, asks = item.shot, [[a.role, a.label] for a in item.asks]
+    return [shot.prompt, shot.seed, asks, *([] if shot.guidance is None else [shot.guidance])]

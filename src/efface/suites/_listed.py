@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from efface.errors import BadRequest
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.request import Request
 from efface.suites import Known, Plan
 
@@ -91,7 +91,7 @@ class Listed:
         texts = templates[:1] if self.wording == "protocol" else templates
         ask = (Ask(role, row["name"]),)
         return [
-            Item(_written(texts[k % len(texts)], row["name"]), self.first_seed + k // len(texts), ask)
+            Item(Shot(_written(texts[k % len(texts)], row["name"]), self.first_seed + k // len(texts)), ask)
             for k in range(self.images)
         ]
 

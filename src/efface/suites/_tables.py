@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import BadRequest, WrongFile
-from efface.gallery.shot import Item
+from efface.gallery.shot import Item, Shot
 
 __all__ = ["Row", "Table", "read_table"]
 
@@ -60,7 +60,7 @@ class Table:
             if value not in known:
                 raise BadRequest(f"{name} is one of {', '.join(known)}, got {value!r}")
         return tuple(
-            Item(r.prompt, self._seed(r, n, seeds), asks(r), r.guidance if guidance == "file" else None)
+            Item(Shot(r.prompt, self._seed(r, n, seeds), r.guidance if guidance == "file" else None), asks(r))
             for n, r in enumerate(self.rows)
         )
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from efface.errors import BadRequest, WrongFile
 from efface.gallery.images import read_images
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.request import Request, read_lines
 from efface.suites import Known, Plan
 
@@ -48,7 +48,7 @@ class UnlearnCanvas:
                 asks = (Ask(_role(style, asked, "style", "other-style"), style),
                         Ask(_role(thing, asked, "target", "other"), thing))  # fmt: skip
                 text = f"A {thing} image in {style} style."
-                made += [Item(text, seed, asks) for seed in self._seeds()]
+                made += [Item(Shot(text, seed), asks) for seed in self._seeds()]
         return Plan(
             tuple(made), {}, (f"{len(styles)} styles x {len(objects)} objects", "attacks: this suite runs none")
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from efface.errors import BadRequest
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.request import Request
 from efface.suites import Known, Plan
 from efface.suites.world_smoke import FIRST_SEED, kept_objects, lacking
@@ -46,18 +46,18 @@ class WorldClaim:
         for concept in request.concepts:
             if concept.kind != "style":
                 asks = (Ask("target", concept.label),)
-                made += [Item(f"a {concept.label}", FIRST_SEED + k, asks) for k in range(self.targets)]
+                made += [Item(Shot(f"a {concept.label}", FIRST_SEED + k), asks) for k in range(self.targets)]
         for style in styles:
             made += [_styled(style, (near + far)[::-1], k) for k in range(self.styles)]
         unstyled = tuple(Ask("unstyled", s) for s in styles)
         for role, names in (("neighbour", near), ("other", far)):
             for name in names:
                 asks = (Ask(role, name), *unstyled)
-                made += [Item(f"a {name}", FIRST_SEED + k, asks) for k in range(self.kept)]
+                made += [Item(Shot(f"a {name}", FIRST_SEED + k), asks) for k in range(self.kept)]
         return tuple(made)
 
 
 def _styled(style: str, names: list[str], k: int) -> Item:
     name = names[k % len(names)]
     asks = (Ask("style", style), Ask("in-prompt", name))
-    return Item(f"a {name} in {style} style", FIRST_SEED + 21 + k // len(names), asks)
+    return Item(Shot(f"a {name} in {style} style", FIRST_SEED + 21 + k // len(names)), asks)

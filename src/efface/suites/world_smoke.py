@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from efface.errors import BadRequest
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.request import Concept, Request
 from efface.suites import Known, Plan
 from efface.work import seed_of
@@ -59,7 +59,7 @@ class WorldSmoke:
         made: list[Item] = []
         for concept in objects:
             prompt = f"a {concept.label}"
-            made += [Item(prompt, FIRST_SEED + k, (Ask("target", concept.label),)) for k in range(self.targets)]
+            made += [Item(Shot(prompt, FIRST_SEED + k), (Ask("target", concept.label),)) for k in range(self.targets)]
         for style in styles:
             made += [self._styled(style.label, (near + far)[::-1], k) for k in range(self.styles)]
         unstyled = tuple(Ask("unstyled", s.label) for s in styles)
@@ -71,7 +71,7 @@ class WorldSmoke:
     def _styled(self, style: str, kept: list[str], k: int) -> Item:
         name = kept[k % len(kept)]
         asks = (Ask("style", style), Ask("in-prompt", name))
-        return Item(f"a {name} in {style} style", FIRST_SEED + k, asks)
+        return Item(Shot(f"a {name} in {style} style", FIRST_SEED + k), asks)
 
 
 def kept_objects(
@@ -101,10 +101,10 @@ def _is_object(concept: Concept, known: dict[str, dict[str, Any]]) -> bool:
 
 def _plain(names: list[str], k: int, role: str, more: tuple[Ask, ...]) -> Item:
     name = names[k % len(names)]
-    return Item(f"a {name}", FIRST_SEED + k // len(names), (Ask(role, name), *more))
+    return Item(Shot(f"a {name}", FIRST_SEED + k // len(names)), (Ask(role, name), *more))
 
 
 def _in_style(style: str, names: list[str], k: int) -> Item:
     name = names[-1 - k % len(names)]
     asks = (Ask("other-style", style), Ask("other", name))
-    return Item(f"a {name} in {style} style", FIRST_SEED + 16 + k, asks)
+    return Item(Shot(f"a {name} in {style} style", FIRST_SEED + 16 + k), asks)
