@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c co
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup core demo test check fmt lint types docs bench test-slow test-ui test-gpu world-claim ci clean
+.PHONY: setup core demo test check fmt lint types docs bench test-slow test-ui test-gpu test-cluster world-claim ci clean
 
 $(VENV)/core.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +37,11 @@ test-ui: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu || test $$? -eq 5
+
+# Ray is no part of the usual setup: it is installed when this is asked for
+test-cluster: setup
+	$(PIP) -e '.[ray]'
+	$(BIN)/python -m pytest -m cluster || test $$? -eq 5
 
 lint: setup
 	$(BIN)/ruff check src tests docs benchmarks

@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efface.engines.local import Tally
+from efface.engines import Engine
 from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
 from efface.files import cache_folder
-from efface.gallery.drawing import Sampling, Side, draw
+from efface.gallery.drawing import Sampling, Side, Tally, draw
 from efface.gallery.images import Images
 from efface.gallery.shot import Item
 from efface.registry import find
@@ -49,12 +49,14 @@ def audit(
     gate: Gate | None = None,
     allow_undecided: bool = False,
     metrics: Sequence[tuple[str, Any]] = (),
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Draw, judge, count, write `out/report.html` and `out/report.json`; returns the report.
 
     metrics: by name, from `scores.configured`; they look at the stored images again. With a gate the report says what
-    each rule found. Raises OutputExists for a folder that holds another run or something else, BadRequest (a base that
-    equals its edit; a gate for another suite, role or concept, before anything is drawn), WrongFile.
+    each rule found. engine: where images are drawn, which changes none. Raises OutputExists for a folder
+    that holds another run or something else, BadRequest (a base that equals its edit; a gate for another suite, role or
+    concept, before anything is drawn), WrongFile.
     """
     work, start = work or Work(), time.perf_counter()
     asked = asked.settled()
@@ -66,7 +68,7 @@ def audit(
     spec = asked.spec(plan.items)
     with runfolder.opened(out, spec, overwrite) as folder:
         cost = _Costs(start)
-        _measure(asked, suite, plan.items, sides, watch, folder, work, cost)
+        _measure(asked, suite, plan.items, sides, watch, folder, work, cost, engine)
         told = tuple(dataclasses.replace(i, shot=i.shot.veiled()) if suite.private else i for i in plan.items)
         part = cost.timed("seconds counting")
         told_plan = dataclasses.replace(plan, items=told)
@@ -127,6 +129,7 @@ def _measure(
     folder: runfolder.Folder,
     work: Work,
     cost: _Costs,
+    engine: Engine | None,
 ) -> None:
     sampling, hidden = asked.sampling, suite.private and not asked.store_images
     place = folder.images if suite.private else folder.cache
@@ -150,7 +153,7 @@ def _measure(
             tally = Tally()
             begin = time.perf_counter()
             with _applied(asked, side):
-                cost.drawn[side.name] += draw(side, items, sampling, place, work, batch, tally, skip)
+                cost.drawn[side.name] += draw(side, items, sampling, place, work, batch, tally, skip, engine)
             cost.seconds["seconds drawing"] += min(tally.seconds, time.perf_counter() - begin)
             part = [by_key[row[2]] for shard in batch for row in shard] if hidden else items
             _judge(side, part, sampling, watch, folder, work, cost, tally, damaged[side.name])

@@ -16,7 +16,7 @@ from efface.errors import BadRequest, UnknownName
 
 __all__ = ["FOLDERS", "configure", "find", "names", "presets_of", "resolve"]
 
-FOLDERS = ("methods", "attacks", "metrics", "judges", "suites", "families")
+FOLDERS = ("methods", "attacks", "metrics", "judges", "suites", "families", "engines")
 
 
 def _plain(name: str) -> str:

@@ -16,7 +16,7 @@ import efface
 import efface.model
 from conftest import Cli
 from efface.cli import demo
-from efface.engines import local
+from efface.gallery import task
 from efface.gallery.images import Images
 from efface.suites import world_smoke
 from tiny_world import NAMES, make_world
@@ -43,14 +43,14 @@ def tiny_demo(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_ctrl_c_in_the_demo_ends_with_130_and_the_same_command_goes_on(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, draw_shard, count = tmp_path / "demo", local.draw_shard, iter(range(99))
+    out, draw_shard, count = tmp_path / "demo", task.draw_shard, iter(range(99))
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any) -> task.Drawn:
         if next(count) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        draw_shard(*args)
+        return draw_shard(*args)
 
-    monkeypatch.setattr(local, "draw_shard", interrupted)
+    monkeypatch.setattr(task, "draw_shard", interrupted)
     said = cli("demo", "--quiet", "-o", out)
     assert said.code == 130, said.err
     assert said.err.splitlines()[-1].startswith("efface: ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from efface import world
 from efface.audit import Audit, audit, request_of
 from efface.cli.demo import CONCEPTS
 from efface.engines import local
-from efface.errors import BadRequest, EffaceError, OutputExists, WrongFile
+from efface.engines.local import Local
+from efface.errors import BadRequest, OutputExists, WrongFile
 from efface.files import key_of
 from efface.gallery.drawing import Sampling, Side, draw
-from efface.gallery.drawing import _one_thread as one_thread
 from efface.gallery.images import Images
 from efface.gallery.shot import Ask, Item, Shot
+from efface.gallery.task import LIBRARIES, Drawn, Row, job_of, memory_of
 from efface.model.sampler import sample
 from efface.report.content import _verdict as verdict
 from efface.request import Request
@@ -236,55 +236,32 @@ def test_demo_targets_are_qualified_and_of_the_report_half(mini: efface.Model) -
 def test_worker_processes_draw_the_same_pixels(mini: efface.Model, tmp_path: Path) -> None:
     prompts, seeds = ["a dog", "a star"], [3, 4]
     store = Images(tmp_path / "images")
-    shard = [(p, s, key_of(seed=s)) for p, s in zip(prompts, seeds, strict=True)]
+    shard = [Row(p, s, key_of(seed=s)) for p, s in zip(prompts, seeds, strict=True)]
     patch = efface.erase(mini, ["dog"], keep=["cat"])
-    how = {"steps": 2, "guidance": 4.0}
-    local.run(2, mini.folder, [patch], how, store.folder, [shard[:1], shard[1:]], Work(), "drawing")
-    with patch.applied(mini), one_thread(True):
+    engine = Local(2)
+    with patch.applied(mini), job_of(engine, mini, 2, 4.0, False, Work()) as job:
+        for result in engine.run(job, [shard[:1], shard[1:]], Work(), "drawing"):
+            for key, png in Drawn(**result).pngs():
+                store.put_png(key, png)
+    threads = torch.get_num_threads()
+    with patch.applied(mini):
+        torch.set_num_threads(1)
         expected = sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0)
+        torch.set_num_threads(threads)
     assert np.array_equal(np.stack([store.get(key_of(seed=3)), store.get(key_of(seed=4))]), expected)
     assert not np.array_equal(expected, sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0))
 
 
 def test_there_are_no_more_workers_than_memory_for_them(tiny: efface.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = 2 * tiny.nbytes + local.LIBRARIES
+    one = 2 * tiny.nbytes + LIBRARIES
+    assert one == memory_of(tiny)
     assert tiny.nbytes == sum(
         t.nbytes for p in ("unet", "text_encoder", "vae") for t in tiny.part(p).state_dict().values()
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 32)
     for free, lanes in ((0, 1), (one, 1), (5 * one + 1, 5), (10**6 * one, 32), (None, 32)):
         monkeypatch.setattr(local, "free_memory", lambda free=free: free)
-        assert local.lanes_for(tiny) == lanes
-
-
-def _drawn(folder: Path, images: Path, shards: list[list[tuple[str, int, str]]]) -> None:
-    local.run(2, folder, [], {"steps": 1, "guidance": 4.0}, images, shards, Work(), "drawing")
-
-
-def test_a_worker_that_cannot_start_ends_those_that_did(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start, started = local._start, []
-
-    def second_fails() -> Any:
-        if started:
-            raise OSError(11, "Resource temporarily unavailable")
-        started.append(start())
-        return started[0]
-
-    monkeypatch.setattr(local, "_start", second_fails)
-    with pytest.raises(OSError, match="unavailable"):
-        _drawn(tiny_folder, tmp_path, [[("a dog", 0, "k")], [("a cat", 0, "l")]])
-    assert started[0].poll() is not None
-
-
-def test_a_worker_that_ends_before_it_reads_its_job_is_named(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local.sys, "executable", shutil.which("false"))
-    long = [[("a dog " * 20_000, 0, "k")]] * 2  # longer than what a pipe holds
-    with pytest.raises(EffaceError, match="ended with code 1 before it began"):
-        _drawn(tiny_folder, tmp_path, long)
+        assert local.lanes_for(memory_of(tiny)) == lanes
 
 
 def test_what_is_drawn_already_is_not_drawn_again(tiny: efface.Model, tmp_path: Path) -> None:

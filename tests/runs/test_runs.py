@@ -21,9 +21,9 @@ from filelock import FileLock
 import efface
 from conftest import Cli
 from efface.audit import Audit, audit, watching
-from efface.engines import local
 from efface.errors import BadRequest, EffaceError, OutputExists, Unavailable, WrongFile
 from efface.files import write_bytes
+from efface.gallery import task
 from efface.gallery.drawing import Side, draw, fingerprint, shards_of
 from efface.gallery.images import Images, pixel_hash
 from efface.judges import garbage
@@ -490,14 +490,14 @@ def command(world: Path, tmp_path: Path, model: efface.Model) -> list[str]:
 def test_ctrl_c_in_an_audit_ends_with_130_and_the_same_command_goes_on(
     cli: Cli, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw_shard, count = local.draw_shard, iter(range(99))
+    draw_shard, count = task.draw_shard, iter(range(99))
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any) -> task.Drawn:
         if next(count) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        draw_shard(*args)
+        return draw_shard(*args)
 
-    monkeypatch.setattr(local, "draw_shard", interrupted)
+    monkeypatch.setattr(task, "draw_shard", interrupted)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # in this process, whatever the machine
     said = cli(*command)
     assert said.code == 130, said.err

@@ -51,6 +51,8 @@ def command(
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     guidance: Annotated[float | None, typer.Option(min=0.0)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    engine: o.EngineName = None,
+    address: o.Address = None,
     json: o.Json = False,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -64,6 +66,7 @@ def command(
 
     if (patch is None) == (base is None):
         raise BadRequest("name either MODEL --patch PATCH or EDITED --base BASE, one of the two")
+    where = o.engine_named(engine, address)
     opened = o.opened(model, device, dtype, threads, offline)
     from efface.audit import Audit, audit, concepts_for
     from efface.metrics._run import configured
@@ -82,7 +85,7 @@ def command(
         return
     work = o.working(0, quiet)
     with work.interruptible():
-        result = audit(asked, out, work, overwrite, rules, allow_undecided, metrics)
+        result = audit(asked, out, work, overwrite, rules, allow_undecided, metrics, where)
     _tell(result, out, json)
 
 

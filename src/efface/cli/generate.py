@@ -24,6 +24,8 @@ def command(
     seeds: Annotated[str, typer.Option(help="0-3 or 0,5,9.")] = "0",
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     guidance: Annotated[float | None, typer.Option(min=0.0)] = None,
+    engine: o.EngineName = None,
+    address: o.Address = None,
     json: o.Json = False,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -43,6 +45,7 @@ def command(
     if not texts:
         raise BadRequest("no prompt was given; pass --prompt TEXT or --prompts FILE")
     numbers = o.seeds_of(seeds)
+    where = o.engine_named(engine, address)
     opened = o.opened(model, device, dtype, threads, offline)
     from efface.files import cache_folder, new_folder
     from efface.gallery.drawing import Sampling, Side, draw
@@ -58,7 +61,7 @@ def command(
             for file in patch or ():
                 stack.enter_context(Patch.load(file).applied(opened))
             side = Side("generated", opened, opened.in_force)
-            draw(side, items, sampling, images, work)
+            draw(side, items, sampling, images, work, engine=where)
         for name, item in zip(names, items, strict=True):
             shutil.copyfile(images.path(side.image_key(item, sampling)), made / name)
     rows = [{"file": n, "prompt": i.prompt, "seed": i.seed} for n, i in zip(names, items, strict=True)]

@@ -8,7 +8,7 @@ import typer
 
 from efface.cli import options as o
 
-KINDS = ("methods", "attacks", "metrics", "judges", "suites", "models", "families", "concepts")
+KINDS = ("methods", "attacks", "metrics", "judges", "suites", "models", "families", "engines", "concepts")
 
 
 def command(
@@ -17,7 +17,7 @@ def command(
     json: o.Json = False,
     offline: o.Offline = False,
 ) -> None:
-    """List methods, attacks, metrics, judges, suites, models, families, or the concepts a model knows."""
+    """List methods, attacks, metrics, judges, suites, models, families, engines, or the concepts a model knows."""
     from efface.errors import UnknownName
 
     if kind not in KINDS:

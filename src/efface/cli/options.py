@@ -15,13 +15,15 @@ import typer
 from efface.errors import BadRequest
 
 if TYPE_CHECKING:
+    from efface.engines import Engine
     from efface.model import Model
     from efface.request import Concept
     from efface.work import Work
 
 __all__ = [
-    "ConceptFile", "Concepts", "Device", "Dtype", "Json", "KeepFile", "Keeps", "ModelName", "Offline", "Out",
-    "Overwrite", "Quiet", "Threads", "command_line", "emit", "gathered", "opened", "prepare", "seeds_of", "settings_of",
+    "Address", "ConceptFile", "Concepts", "Device", "Dtype", "EngineName", "Json", "KeepFile", "Keeps", "ModelName",
+    "Offline", "Out", "Overwrite", "Quiet", "Threads", "command_line", "emit", "engine_named", "gathered", "opened",
+    "prepare", "seeds_of", "settings_of",
 ]  # fmt: skip
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="mini, a diffusers folder, or a hub id.")]
@@ -39,6 +41,10 @@ Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the model hub.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", metavar="NAME[:KEY=VALUE,...]", help="Where images are drawn.")
+]
+Address = Annotated[str | None, typer.Option("--address", help="Of the cluster that the engine joins.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
@@ -69,6 +75,15 @@ def opened(name: str, device: str | None, dtype: str | None, threads: int | None
     from efface.model import load
 
     return load(name, device, dtype, offline)
+
+
+def engine_named(name: str | None, address: str | None) -> Engine | None:
+    """The engine of --engine and --address; None leaves the choice to the machine. Raises BadRequest, Unavailable."""
+    if address and not name:
+        raise BadRequest("--address belongs to an engine; name one with --engine, for example --engine ray")
+    from efface.engines import engine_of
+
+    return engine_of(name, address or "") if name else None
 
 
 def gathered(texts: list[str] | None, file: Path | None) -> list[Concept]:

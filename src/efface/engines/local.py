@@ -1,33 +1,28 @@
 """Shards in worker processes, one thread each: on CPU two of them draw about 1.4 times as fast as one with two threads.
 
-A worker is `python -m efface.engines.local`; it reads one job as JSON, opens the model by its folder, applies the
-patches, draws its shards and writes each image under its key. Nothing is sent back but a line a shard, so a killed
-worker loses at most the shard it was drawing.
+A worker is `python -m efface.engines.local`. It reads a job and then shards, one line of JSON each, and answers every
+shard with a line. It has one shard at a time, so a killed worker loses at most that one, and the others draw it again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import selectors
 import subprocess
 import sys
-import tempfile
-import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Literal
 
-from efface.errors import EffaceError
-from efface.gallery.images import Images
-from efface.patch import Patch
+from efface.engines import Answer, Job, answered, later, result_of
+from efface.errors import BadRequest, EffaceError
 from efface.work import Work
 
-if TYPE_CHECKING:
-    from efface.model import Model
-
-__all__ = ["Tally", "draw_shard", "run"]
+__all__ = ["Local"]
 
 # The libraries' own warnings are not about the user's request.
 QUIET = {
@@ -37,60 +32,38 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
-LIBRARIES = 500_000_000  # bytes that a process holds before it opens a model
-Shard = Sequence[Sequence[Any]]
-"""(prompt, seed, key of the image) of each image, and its guidance where that is not the run's (one a shard)."""
 
 
-@dataclass
-class Tally:
-    """What drawing cost and what could not be drawn.
+@dataclass(frozen=True)
+class Local:
+    """Processes of this machine."""
 
-    seconds: spent in the sampler, an average over the workers. failed: key of an image -> why; None: failing raises.
-    """
+    workers: int = 0
+    """How many; 0: one a thread, and no more than fit into memory."""
 
-    seconds: float = 0.0
-    failed: dict[str, str] | None = field(default_factory=dict)
+    @property
+    def reach(self) -> Literal["machine"]:
+        return "machine"
 
-
-def draw_shard(model: Model, shard: Shard, sampling: dict[str, Any], images: Images, tally: Tally) -> None:
-    """Draw one shard as one batch and store its images; if that fails and may, each image by itself."""
-    from efface.model.sampler import sample
-
-    if len(shard[0]) > 3 and shard[0][3] is not None:
-        sampling = sampling | {"guidance": shard[0][3]}
-    prompts, seeds, keys = ([row[i] for row in shard] for i in range(3))
-    start = time.perf_counter()
-    try:
-        found = sample(model, prompts, seeds, batch=len(shard), **sampling)
-    except (EffaceError, RuntimeError) as error:
-        tally.seconds += time.perf_counter() - start
-        # What happens while drawing (NaN, no memory) is a result; a wrong file or request is not.
-        if tally.failed is None or not (type(error) in (EffaceError, RuntimeError) or _no_memory(error)):
-            raise
-        if len(shard) == 1:
-            tally.failed[keys[0]] = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        for row in shard if len(shard) > 1 else ():
-            draw_shard(model, [row], sampling, images, tally)
-        return
-    tally.seconds += time.perf_counter() - start
-    for key, image in zip(keys, found, strict=True):
-        images.put(key, image)
+    def run(self, job: Job, shards: Sequence[object], work: Work, label: str) -> Iterator[object]:
+        if job.gpu:
+            raise BadRequest("the engine local draws on the CPU; leave --engine out, or name --engine ray")
+        lanes = min(self.workers or lanes_for(job.memory), len(shards))
+        crew = _Crew(deque(json.dumps(shard) for shard in shards))
+        try:
+            for _ in range(lanes):
+                crew.hire(job)
+            yield from work.progress(crew.results(work), label, total=len(shards))
+        finally:
+            crew.dismiss()
 
 
-def _no_memory(error: Exception) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"
-
-
-def lanes_for(model: Model) -> int:
-    """How many workers: as many as torch has threads here, and as many as the free memory holds, at least one.
-
-    A worker holds the weights, and about as much again while it opens them and draws.
-    """
+def lanes_for(memory: int) -> int:
+    """How many workers: as many as torch has threads here, and as many of `memory` bytes as are free, at least one."""
     import torch
 
     threads, free = torch.get_num_threads(), free_memory()
-    return threads if free is None else max(1, min(threads, free // (2 * model.nbytes + LIBRARIES)))
+    return threads if free is None or not memory else max(1, min(threads, free // memory))
 
 
 def free_memory() -> int | None:
@@ -102,41 +75,86 @@ def free_memory() -> int | None:
         return None
 
 
-def run(
-    lanes: int,
-    folder: Path,
-    patches: Sequence[Patch],
-    sampling: dict[str, Any],
-    images: Path,
-    shards: Sequence[Shard],
-    work: Work,
-    label: str,
-    tally: Tally | None = None,
-) -> None:
-    """Draw the shards with `lanes` workers. Raises Cancelled, and EffaceError when a worker fails."""
-    tally = tally or Tally(failed=None)
-    with tempfile.TemporaryDirectory() as place:
-        files = [str(p.save(Path(place) / f"{i}.safetensors")) for i, p in enumerate(patches)]
-        job = {"folder": str(folder), "patches": files, "sampling": sampling, "images": str(images)}
-        job["tolerant"] = tally.failed is not None
-        workers: list[subprocess.Popen[str]] = []
+# --- in the process that asks ----------------------------------------------------------------------------------------
+
+
+class _Crew:
+    """The workers, and the shards that wait as lines of JSON."""
+
+    def __init__(self, waiting: deque[str]) -> None:
+        self.waiting = waiting
+        self.workers: list[subprocess.Popen[str]] = []
+        self.busy: dict[subprocess.Popen[str], str] = {}
+        self.answered: set[subprocess.Popen[str]] = set()
+        self.selector = selectors.DefaultSelector()
+
+    def hire(self, job: Job) -> None:
+        """Start a worker, tell it the job and give it a shard."""
+        self.workers.append(worker := _start())
+        self.selector.register(worker.stdout or 0, selectors.EVENT_READ, worker)
+        told = asdict(replace(job, here=None)) | {"files": [str(file) for file in job.files]}
+        if self.say(worker, json.dumps(told)):
+            self.hand(worker)
+
+    def say(self, worker: subprocess.Popen[str], line: str) -> bool:
+        """Write a line to a worker; False for one that is gone, which the end of its output will tell."""
+        assert worker.stdin is not None
         try:
-            for _ in range(lanes):
-                workers.append(_start())
-            for lane, worker in enumerate(workers):
-                _hand(worker, job | {"shards": list(shards[lane::lanes])})
-            for line in work.progress(_lines(workers, work), label, total=len(shards)):
-                said = json.loads(line)
-                tally.seconds += said["seconds"] / lanes
-                if tally.failed is not None:
-                    tally.failed |= said["failed"]
-            for worker in workers:
-                if worker.wait():
-                    raise EffaceError(f"a drawing process ended with code {worker.returncode}; its message is above")
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
+            worker.stdin.write(f"{line}\n")
+            worker.stdin.flush()
+        except BrokenPipeError:
+            return False
+        return True
+
+    def hand(self, worker: subprocess.Popen[str]) -> None:
+        """The next shard, where one waits."""
+        if self.waiting:
+            self.busy[worker] = self.waiting.popleft()
+            self.say(worker, self.busy[worker])
+
+    def results(self, work: Work) -> Iterator[object]:
+        """The result of each shard, from whichever worker is first; looks for cancellation twice a second."""
+        while self.busy or self.waiting:
+            work.check()
+            for key, _ in self.selector.select(timeout=0.5):
+                if line := _line(key.fileobj):
+                    self.answered.add(key.data)
+                    del self.busy[key.data]
+                    self.hand(key.data)
+                    yield result_of(json.loads(line))
+                else:
+                    self.lose(key.data)
+
+    def lose(self, worker: subprocess.Popen[str]) -> None:
+        """Give the shard of a worker that was killed to another. Raises EffaceError where none is left."""
+        self.selector.unregister(worker.stdout or 0)
+        self.workers.remove(worker)
+        code, shard = worker.wait(), self.busy.pop(worker, None)
+        if shard is not None:
+            self.waiting.appendleft(shard)
+        if code >= 0:
+            when = "" if worker in self.answered else " before it began"
+            raise EffaceError(f"a worker process ended with code {code}{when}; its message is above")
+        if not self.workers:
+            raise EffaceError("every worker process was killed; free some memory and run the same command again")
+        for other in self.workers:
+            if other not in self.busy:
+                self.hand(other)
+
+    def dismiss(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+            for pipe in filter(None, (worker.stdin, worker.stdout)):
+                with suppress(OSError):
+                    pipe.close()
+        self.selector.close()
+
+
+def _line(stream: object) -> str:
+    """A whole line of a worker; what a kill tore counts as nothing."""
+    line: str = stream.readline()  # pyright: ignore[reportAttributeAccessIssue]
+    return line if line.endswith("\n") else ""
 
 
 def _start() -> subprocess.Popen[str]:
@@ -146,59 +164,31 @@ def _start() -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
         env=environment,
         start_new_session=True,  # Ctrl-C goes to the parent, which ends its workers
     )
 
 
-def _hand(worker: subprocess.Popen[str], job: dict[str, Any]) -> None:
-    """Give a worker its job. Raises EffaceError for one that ended before it read it."""
-    assert worker.stdin is not None
-    try:
-        worker.stdin.write(json.dumps(job))
-        worker.stdin.close()
-    except BrokenPipeError:
-        with suppress(BrokenPipeError):
-            worker.stdin.close()
-        raise EffaceError(f"a drawing process ended with code {worker.wait()} before it began") from None
+# --- in a worker -----------------------------------------------------------------------------------------------------
 
 
-def _lines(workers: list[subprocess.Popen[str]], work: Work) -> Iterator[str]:
-    """The line of each finished shard, from whichever worker is first; looks for cancellation twice a second."""
-    import selectors
-
-    with selectors.DefaultSelector() as selector:
-        for worker in workers:
-            selector.register(worker.stdout, selectors.EVENT_READ)  # pyright: ignore[reportArgumentType]
-        open_ends = len(workers)
-        while open_ends:
-            work.check()
-            for key, _ in selector.select(timeout=0.5):
-                if line := key.fileobj.readline():  # pyright: ignore[reportAttributeAccessIssue]
-                    yield line
-                else:
-                    selector.unregister(key.fileobj)
-                    open_ends -= 1
-
-
-def _work(job: dict[str, Any]) -> None:
+def _work(told: IO[str], say: IO[str]) -> None:
+    """Do shard after shard until there is none, or until nobody is there to ask for more."""
     import torch
 
-    from efface.model import load
-
     torch.set_num_threads(1)
-    parent = os.getppid()
-    model = load(job["folder"], "cpu", torch.float32)
-    for file in job["patches"]:
-        model.push(Patch.load(file))
-    store = Images(Path(job["images"]))
-    for shard in job["shards"]:
+    first = json.loads(told.readline())
+    parent, do = os.getppid(), later(Job(**first | {"files": tuple(Path(file) for file in first["files"])}))
+    for line in told:
         if os.getppid() != parent:
-            return  # the parent was killed: nobody asks for more
-        tally = Tally(failed={} if job["tolerant"] else None)
-        draw_shard(model, shard, job["sampling"], store, tally)
-        print(json.dumps({"seconds": tally.seconds, "failed": tally.failed or {}}), flush=True)
+            return
+        answer: Answer = answered(lambda line=line: do(json.loads(line)))
+        say.write(f"{json.dumps(answer)}\n")
+        say.flush()
 
 
 if __name__ == "__main__":
-    _work(json.load(sys.stdin))
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints must not lie among the answers
+    _work(sys.stdin, answers)

@@ -7,27 +7,26 @@ cache when their key (weights, patch, prompt, seed, sampler) is the same, so non
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from efface.engines import local
-from efface.engines.local import Tally
+from efface.engines import Engine
 from efface.files import key_of
 from efface.gallery.images import Images
 from efface.gallery.shot import Item
+from efface.gallery.task import Drawn, engine_for, job_of, reader_of
 from efface.patch import Guard
 from efface.work import Work
 
 if TYPE_CHECKING:
     from efface.model import Model
 
-__all__ = ["SHARD", "Sampling", "Side", "draw", "fingerprint", "shards_of"]
+__all__ = ["SHARD", "Sampling", "Side", "Tally", "draw", "fingerprint", "shards_of"]
 
 SHARD = 16  # images drawn and recorded together; also the batch, so that results do not depend on resuming
 
@@ -110,6 +109,16 @@ def shards_of(side: Side, items: Iterable[Item], sampling: Sampling) -> list[lis
     return [rows[i : i + SHARD] for rows in groups.values() for i in range(0, len(rows), SHARD)]
 
 
+@dataclass
+class Tally:
+    """What drawing cost and what could not be drawn."""
+
+    seconds: float = 0.0
+    """Spent in the sampler, an average over the workers."""
+    failed: dict[str, str] | None = field(default_factory=dict)
+    """Key of an image -> why; None: failing raises."""
+
+
 def draw(
     side: Side,
     items: Sequence[Item],
@@ -119,39 +128,45 @@ def draw(
     shards: Sequence[Sequence[Sequence[Any]]] | None = None,
     tally: Tally | None = None,
     skip: Collection[str] = (),
+    engine: Engine | None = None,
 ) -> int:
     """Draw what is missing, shard by shard; returns how many images were drawn.
 
     A shard with a missing image is drawn whole, so that the batches, and with them the pixels, are those of an
     uninterrupted run; an image that is there stays as it is. shards: as frozen by the run, else those of `items`.
-    tally: with one, images that fail are named in it, else the failure is raised. skip: keys not to try.
+    tally: with one, images that fail are named in it, else the failure is raised. skip: keys not to try. engine: where
+    it is drawn, else in this process or in workers, whichever is faster.
     """
     shards = shards_of(side, items, sampling) if shards is None else shards
     missing = [shard for shard in shards if not all(images.has(row[2]) or row[2] in skip for row in shard)]
-    how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance}
-    label = f"drawing {side.name} (x{SHARD})"
-    model = side.model
-    lanes = local.lanes_for(model) if model.can_move and missing else 1
-    tally = tally or Tally(failed=None)
+    tally, engine = tally or Tally(failed=None), engine or engine_for(side.model, len(missing))
     before = sum(images.has(row[2]) for shard in missing for row in shard)
-    if lanes > 1 and len(missing) >= 2 * lanes:
-        local.run(lanes, model.folder, model.patches, how, images.folder, missing, work, label, tally)
-    else:
-        with _one_thread(model.can_move):
-            for shard in work.progress(missing, label):
-                local.draw_shard(model, shard, {**how, "work": work}, images, tally)
+    if missing:
+        _run(engine, side, missing, sampling, images, work, tally)
     return sum(images.has(row[2]) for shard in missing for row in shard) - before
 
 
-@contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """As the workers draw: several threads may differ from one by 1/255, and a resumed run must not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if wanted else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _run(
+    engine: Engine,
+    side: Side,
+    shards: Sequence[Sequence[Sequence[Any]]],
+    sampling: Sampling,
+    images: Images,
+    work: Work,
+    tally: Tally,
+) -> None:
+    """Draw these shards and store what comes back as it comes."""
+    seconds: dict[str, float] = {}
+    tolerant = tally.failed is not None
+    with job_of(engine, side.model, sampling.steps, sampling.guidance, tolerant, work) as job:
+        for result in engine.run(job, shards, work, f"drawing {side.name} (x{SHARD})"):
+            drawn: Drawn = reader_of(Drawn).validate_python(result)
+            for key, png in drawn.pngs():
+                images.put_png(key, png)
+            seconds[drawn.worker] = seconds.get(drawn.worker, 0.0) + drawn.seconds
+            if tally.failed is not None:
+                tally.failed |= drawn.failed
+    tally.seconds += sum(seconds.values()) / max(len(seconds), 1)
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------

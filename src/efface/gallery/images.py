@@ -49,11 +49,14 @@ class Images:
         """image: (h, w, 3) uint8. An image that is there already stays: records may speak of it."""
         from PIL import Image
 
-        if self.has(key):
-            return
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
-        write_bytes(self.path(key), buffer.getvalue(), sync=False)
+        self.put_png(key, buffer.getvalue())
+
+    def put_png(self, key: str, data: bytes) -> None:
+        """A PNG file's bytes. An image that is there already stays."""
+        if not self.has(key):
+            write_bytes(self.path(key), data, sync=False)
 
     def adopt(self, other: Images, keys: Iterable[str]) -> None:
         """Hold the images of `other` too: a second name of the same file where the disk can, else a copy."""
