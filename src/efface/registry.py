@@ -26,7 +26,8 @@ def _plain(name: str) -> str:
 def _files(folder: str) -> dict[str, str]:
     package = importlib.import_module(f"efface.{folder}")
     found = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
-    return {_plain(name): f"efface.{folder}.{name}" for name in found}
+    beside = getattr(package, "BESIDE", ())  # files of the folder that are no plug-ins
+    return {_plain(name): f"efface.{folder}.{name}" for name in found if _plain(name) not in beside}
 
 
 def names(folder: str) -> list[str]:
@@ -39,7 +40,7 @@ def find(folder: str, name: str) -> Any:
     files = _files(folder)
     if _plain(name) in files:
         module = importlib.import_module(files[_plain(name)])
-        return getattr(module, module.__all__[0])
+        return getattr(module, "PLUGIN", None) or getattr(module, module.__all__[0])
     for entry in entry_points(group=f"efface.{folder}"):
         if _plain(entry.name) == _plain(name):
             return entry.load()

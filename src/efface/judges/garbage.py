@@ -10,16 +10,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.files import write_bytes
-from efface.judges import Judge, Verdict, sized
+from efface.judges import Card, Judge, Verdict, sized
 
-# the first name is what the registry finds
-__all__ = ["load", "Garbage", "Reference", "fit", "save"]  # noqa: RUF022
+__all__ = ["Garbage", "Reference", "fit", "load", "save"]
 
 STATISTICS = (
     *("mahalanobis", "residual", "neighbours"),  # of features
@@ -136,7 +134,7 @@ def fit(images: np.ndarray, features: np.ndarray, seed: int = 0) -> Reference:
 class Garbage:
     """The detector for one judge's features; `version` changes with the reference or with the judge."""
 
-    def __init__(self, reference: Reference, judge_version: str, card: dict[str, Any] | None = None) -> None:
+    def __init__(self, reference: Reference, judge_version: str, card: Card | None = None) -> None:
         self.reference, self.card = reference, card or {}
         digest = hashlib.sha256(judge_version.encode())
         for array in vars(reference).values():
@@ -180,7 +178,7 @@ def load(judge: Judge, folder: Path | None = None) -> Garbage:
     return Garbage(Reference(**arrays), judge.version, facts)
 
 
-def save(garbage: Garbage, judge: Judge, card: dict[str, Any], folder: Path) -> None:
+def save(garbage: Garbage, judge: Judge, card: Card, folder: Path) -> None:
     """garbage.safetensors and garbage.json in `folder`; temporary names, then renames. Raises WrongFile."""
     from safetensors.numpy import save as serialise
 

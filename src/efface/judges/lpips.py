@@ -8,7 +8,6 @@ trained non-negative weights, averaged over space, summed over layers. Written f
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +15,9 @@ import torch.nn.functional as F
 
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.files import cache_folder
-from efface.judges import fingerprint, pictures, same_weights, version_of
+from efface.judges import Card, fingerprint, pictures, same_weights, version_of
 
-# the first name is what the registry finds
-__all__ = ["load", "Lpips"]  # noqa: RUF022
+__all__ = ["Lpips", "load"]
 
 # per layer: name in the state dict, stride, padding, and whether a 3 x 3 maximum with stride 2 comes before it
 LAYERS = (("features.0", 4, 2, False), ("features.3", 1, 2, True), ("features.6", 1, 1, True),
@@ -34,7 +32,7 @@ class Lpips:
 
     name = "lpips-alex"
 
-    def __init__(self, net: dict[str, torch.Tensor], heads: list[torch.Tensor], card: dict[str, Any]) -> None:
+    def __init__(self, net: dict[str, torch.Tensor], heads: list[torch.Tensor], card: Card) -> None:
         self.card, self.version = card, version_of(card, "weights_sha256", "preprocessing")
         self._net, self._heads = net, heads
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 
 from efface.errors import BadRequest, Unavailable, WrongFile
-from efface.judges import pictures, probes, version_of
+from efface.judges import Card, pictures, probes, version_of
 
-# the first name is what the registry finds
-__all__ = ["load", "Features"]  # noqa: RUF022
+__all__ = ["Features", "load"]
 
 BATCH = 32
 
@@ -25,8 +23,8 @@ BATCH = 32
 class Features:
     """A network from uint8 (n, 3, h, w) to features (n, f), with its card."""
 
-    def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], card: dict[str, Any]) -> None:
-        self.card, self.name = card, card["name"]
+    def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], card: Card) -> None:
+        self.card, self.name = card, str(card["name"])
         self.version = version_of(card, "weights_sha256", "preprocessing")
         self._net = net
 

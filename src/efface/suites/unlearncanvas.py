@@ -13,6 +13,7 @@ from typing import ClassVar
 from efface.errors import BadRequest, WrongFile
 from efface.gallery.images import read_images
 from efface.gallery.shot import Ask, Item, Shot
+from efface.judges.panel import PLAIN, Brief
 from efface.request import Request, read_lines
 from efface.suites import Known, Plan
 
@@ -35,6 +36,7 @@ class UnlearnCanvas:
     version: ClassVar[str] = "1"
     judge: ClassVar[str] = "transformers-classifier"
     private: ClassVar[bool] = False
+    brief: ClassVar[Brief] = PLAIN
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Raises BadRequest, WrongFile."""

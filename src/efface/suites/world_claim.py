@@ -7,12 +7,13 @@ names no style. Kept objects are of the report half, so a keep list of tune-half
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from efface.errors import BadRequest
 from efface.gallery.shot import Ask, Item, Shot
+from efface.judges.panel import PLAIN, Brief
 from efface.request import Request
-from efface.suites import Known, Plan
+from efface.suites import Entry, Known, Plan
 from efface.suites.world_smoke import FIRST_SEED, kept_objects, lacking
 
 __all__ = ["WorldClaim"]
@@ -28,6 +29,7 @@ class WorldClaim:
     version: str = "1"
     judge: ClassVar[str] = "world"
     private: ClassVar[bool] = False
+    brief: ClassVar[Brief] = PLAIN
     not_measured: ClassVar[tuple[str, ...]] = (
         "attacks, synonyms, implicit wording, category words, two-object prompts, other styles",
     )
@@ -36,7 +38,7 @@ class WorldClaim:
         """Items, absent roles, what is not measured. Raises BadRequest when the model has no concept list."""
         return Plan(self.items(request, known.concepts), lacking(request, known), self.not_measured)
 
-    def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
+    def items(self, request: Request, concepts: tuple[Entry, ...]) -> tuple[Item, ...]:
         """Every image, in a fixed order. Raises BadRequest when the model has no concept list."""
         near, far = kept_objects(request, concepts)
         if not near + far:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from efface.gallery.shot import Ask, Item, Shot
+from efface.judges.panel import PLAIN, Brief
 from efface.request import Request
 from efface.suites import Known, Plan, merged
 from efface.suites._world import COLOURS, Scene
@@ -36,6 +37,7 @@ class WorldFull:
     version: ClassVar[str] = "1"
     judge: ClassVar[str] = "world"
     private: ClassVar[bool] = False
+    brief: ClassVar[Brief] = PLAIN
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Raises BadRequest when the model has no qualified objects of this half, UnknownName for a half."""
