@@ -19,10 +19,9 @@ import torch
 from diffusers import PNDMScheduler
 
 from efface.evidence.gather import Evidence, _Recorder
-from efface.methods.fia import FIA
 from efface.model.card import Card, Site, Stream
 from efface.model.places import Step
-from efface.registry import resolve
+from efface.registry import choose, resolve
 from efface.request import Request
 from efface.work import Work
 
@@ -83,10 +82,10 @@ class Watch:
 def extra_memory(score: str, steps: int, folder: Path) -> float:
     """MB beyond the weights while one concept is recorded and solved; files go into `folder`."""
     model: Any = FeedForwards()
-    model.scheduler().set_timesteps(50)  # what the first use loads is no memory of the method
+    model.network.scheduler().set_timesteps(50)  # what the first use loads is no memory of the method
     request = Request.build("dog", preset="efface").settle({})
-    wanted = FIA(score=score, prompts=2, saliency_steps=steps)  # pyright: ignore[reportArgumentType]
-    method = resolve(wanted, request, model.card)
+    chosen = choose("fia", {"score": score, "prompts": 2, "saliency_steps": steps})
+    method = resolve(chosen, request, model.card)
     files: dict[Any, Path] = {}
     with Watch() as watch:
         for statistics in method.ask(request, model.card).statistics:

@@ -16,7 +16,6 @@ import torch
 
 import efface
 from efface.cli.options import prepare
-from efface.model.sampler import latents, sample
 
 PROMPTS = ["a dog", "a castle", "a pizza", "a rocket", "a violin", "a tulip", "a shark", "a bus"] * 2
 
@@ -49,15 +48,15 @@ def main() -> None:
             ).images
         return np.stack([np.asarray(image) for image in made])
 
-    ours = sample(model, prompts[:2], seeds[:2])
+    ours = model.sample(prompts[:2], seeds[:2])
     theirs = plain(len(prompts))[:2]
     print("largest difference of a pixel:", int(np.abs(ours.astype(int) - theirs.astype(int)).max()))
     noise = torch.randn(1, *model.card.latent, generator=torch.Generator().manual_seed(0))
-    print("initial latents bit-equal:", bool(latents(model, seeds)[0][:1].equal(noise)))
+    print("initial latents bit-equal:", bool(model.network.noise(seeds)[0][:1].equal(noise)))
     speeds: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         for name, run in (
-            ("efface", lambda: sample(model, prompts, seeds)),
+            ("efface", lambda: model.sample(prompts, seeds)),
             ("pipeline, batch 1", lambda: plain(1)),
             ("pipeline, batch 4", lambda: plain(4)),
             ("pipeline, batch 8", lambda: plain(8)),

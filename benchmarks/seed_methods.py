@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,10 +28,11 @@ import efface
 from efface.cli.options import prepare
 from efface.erasure import plan
 from efface.evidence.gather import Evidence, gather
-from efface.methods.kscu import _KeySteps
-from efface.methods.scapre import PRESETS, ScaPre, _Context
-from efface.model import Encoded, Model, sampler
-from efface.model.card import Card, Site, Stream
+from efface.families._text import clip_spans
+from efface.methods.scapre import LargeScale, ScaPre, System
+from efface.model import Model, sampler
+from efface.model.card import Card, Door, Site, Stream
+from efface.model.text import Context, Encoded, Encoding
 from efface.numerics import schedules
 from efface.numerics.geometry import bures_step
 from efface.numerics.spectral import right_side
@@ -65,7 +65,22 @@ class Weights:
                     tensors[f"{rows}.{i}.to_{role}"] = torch.randn(rows, width, generator=g) / width**0.5
         sites = tuple(Site(n, f"cross.{n[-1]}", tuple(t.shape), "text") for n, t in tensors.items())
         stream = Stream("text", width, LENGTH, True)
-        return cls(Card("random", "", (stream,), sites, "", (), (0, 0), (0, 0, 0), 0, 0.0), tensors)
+        return cls(
+            Card(
+                "random",
+                "",
+                (stream,),
+                (Door("text", ("text",), stream.width),),
+                sites,
+                "",
+                (),
+                (0, 0),
+                (0, 0, 0),
+                0,
+                0.0,
+            ),
+            tensors,
+        )
 
     def weight(self, site: str) -> Tensor:
         return self.tensors[site]
@@ -75,15 +90,20 @@ class Weights:
         return sum(len(t) for t in self.tensors.values())
 
 
+def _encoded(text: str, rows: Tensor, count: int) -> Encoded:
+    """A text of `count` tokens, both ends among them."""
+    return Encoded(text, {"text": Encoding(rows, clip_spans(count, len(rows)))})
+
+
 def evidence(m: int, width: int) -> tuple[Evidence, Request]:
     """m concepts of two tokens. Rows have entries of size one; tails of different texts have a cosine of 0.96."""
     g = torch.Generator().manual_seed(1)
     tail = torch.randn(LENGTH, width, generator=g)
-    texts = {"": Encoded("", tail, 2)}
+    texts = {"": _encoded("", tail, 2)}
     for k in range(m):
         rows = 0.96**0.5 * tail + 0.2 * torch.randn(LENGTH, width, generator=g)
         rows[0], rows[1:3] = tail[0], torch.randn(2, width, generator=g)
-        texts[f"concept {k}"] = Encoded(f"concept {k}", rows, 4)
+        texts[f"concept {k}"] = _encoded(f"concept {k}", rows, 4)
     return Evidence(texts), Request(tuple(Concept(t, "object") for t in texts if t))
 
 
@@ -120,7 +140,7 @@ def scapre(options: argparse.Namespace) -> None:
     """The large-scale form with preset `code`."""
     shapes, width = QUICK if options.quick else SD1
     m = 8 if options.quick else 50
-    model, method = Weights.random(shapes, width), ScaPre(**PRESETS["code"])
+    model, method = Weights.random(shapes, width), LargeScale()
     found, request = evidence(m, width)
     print(f"ScaPre, preset code, {len(model.tensors)} matrices, {model.rows} rows, width {width}, {m} concepts")
 
@@ -193,16 +213,17 @@ def authors_structure(
     What can be shared by the rows of a matrix is made outside the timing: texts, Gram matrices, noisy activations,
     means and deviations over the channels, entropies.
     """
-    c = _Context(method, found, request, Work())
+    (door,) = model.card.doors
+    c = System(method, found, request, door, Work())
     times, errors = [0.0, 0.0], [0.0, 0.0]
     names = [n for n in model.tensors if n.endswith(".0.to_k")][:2]
     for name in names:
         W0 = model.weight(name).double()
-        W, numbers = c.site(W0, name)
-        mu = _entropy_mu(c, W0, name)
-        assert abs(mu - numbers["mu"]) < 1e-5
-        masks, again = (c._masks(W0, name, purpose)[0] for purpose in ("target", "decouple"))
-        B, a = right_side(W0, c._target(W0, masks), c.lam + mu), c.eta * again.amax(1)
+        edited = c.site(W0, name)
+        mu = c.mu(c.channels.entropies(W0, name))
+        assert abs(mu - edited.numbers["mu"]) < 1e-5
+        masks, again = (c.channels.masks(W0, name, purpose).values for purpose in ("target", "decouple"))
+        B, a = right_side(W0, c.target(W0, masks), method.lam + mu), method.erase_scale * again.amax(1)
         solved = c.shared.solve(B, mu, a)
         G = c.shared.gram + mu * torch.eye(len(c.shared.gram), dtype=torch.float64)
         projector = c.shared.span @ c.shared.span.T
@@ -217,7 +238,7 @@ def authors_structure(
             start = time.perf_counter()
             w = released.row(i)
             times[1] += time.perf_counter() - start
-            errors[1] = max(errors[1], _relative(W[i], w))
+            errors[1] = max(errors[1], _relative(edited.weight[i], w))
     scale = model.rows / (sample * len(names))
     return times[0] * scale, times[1] * scale, (errors[0], errors[1])
 
@@ -226,26 +247,20 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-def _entropy_mu(c: _Context, W0: Tensor, name: str) -> float:
-    from efface.numerics.information import entropy_factor
-
-    draws = c._draws(name, "entropy", "", c.method.samples or 20, W0.shape[1])
-    e = entropy_factor(W0, c.concepts, draws, c.sigma, c.method.bins or 20)
-    return float((1 - e).clamp(0, 1).mean())
-
-
 class Released:
     """The released structure: row by row, within a row concept by concept."""
 
-    def __init__(self, c: _Context, W0: Tensor, name: str, G: Tensor, projector: Tensor, mu: float) -> None:
+    def __init__(self, c: System, W0: Tensor, name: str, G: Tensor, projector: Tensor, mu: float) -> None:
         self.c, self.W0, self.G, self.projector, self.mu = c, W0, G, projector, mu
         self.y = torch.tensor([1] * 5 + [0] * 5)
         self.activations, self.mean, self.std = {}, {}, {}
         for purpose in ("decouple", "target"):
-            plus, minus = (c._draws(name, purpose, side, 5, W0.shape[1]) for side in ("positive", "negative"))
-            samples = torch.cat([c.concepts[:, None] + c.sigma * plus, c.neutral + c.sigma * minus], 1)  # (m, 10, d)
+            channels, sigma = c.channels, c.method.mask.sigma
+            plus, minus = (channels.draws(name, purpose, side, 5, W0.shape[1]) for side in ("positive", "negative"))
+            samples = [channels.concepts[:, None] + sigma * plus, channels.neutral + sigma * minus]
+            samples = torch.cat(samples, 1)  # (m, 10, d)
             self.activations[purpose] = torch.stack([W0 @ x.T for x in samples])  # (m, o, 10)
-            information = c._masks(W0, name, purpose)[1]
+            information = channels.masks(W0, name, purpose).information
             assert information is not None
             self.mean[purpose], std = information.mean(0), information.std(0)  # (m,)
             # where all channels are alike the deviation is rounding, and scores are zero as in ours
@@ -265,19 +280,20 @@ class Released:
 
     def mask(self, purpose: str, k: int, i: int) -> Tensor:
         score = self.information(self.activations[purpose][k, i]) - self.mean[purpose][k]
-        return torch.sigmoid(score / (self.std[purpose][k] + 1e-8) / 0.7) ** (self.c.method.power or 1.0)
+        return torch.sigmoid(score / (self.std[purpose][k] + 1e-8) / 0.7) ** self.c.method.mask.power
 
     def row(self, i: int) -> Tensor:
         """The final row i."""
-        c, w0, m = self.c, self.W0[i], len(self.c.concepts)
-        a = c.eta * torch.stack([self.mask("decouple", k, i) for k in range(m)]).amax()
-        b = (c.lam + self.mu) * w0
+        c, w0, m, eta = self.c, self.W0[i], len(self.c.rows.concepts), self.c.method.erase_scale
+        pairs = c.rows.pairs
+        a = eta * torch.stack([self.mask("decouple", k, i) for k in range(m)]).amax()
+        b = (c.method.lam + self.mu) * w0
         for k in range(m):
-            guided = c.pairs.guide[c.pairs.which[k]] @ w0  # (T,)
-            b = b + c.eta * self.mask("target", k, i) * (guided @ c.pairs.context[k])
+            guided = pairs.guide[pairs.which[k]] @ w0  # (T,)
+            b = b + eta * self.mask("target", k, i) * (guided @ pairs.context[k])
         w = torch.cholesky_solve(b[:, None], torch.linalg.cholesky(self.G + a * self.projector))[:, 0]
-        lp, mu, u, u0, r = c.lam + self.mu, self.mu, w / w.norm(), w0 / w0.norm(), w.norm()
-        for _ in range(c.method.iterations or 1):
+        lp, mu, u, u0, r = c.method.lam + self.mu, self.mu, w / w.norm(), w0 / w0.norm(), w.norm()
+        for _ in range(c.method.geometry.iterations):
             kappa = (u @ u0).clamp(min=0)
             r = (lp * w.norm() + mu * w0.norm() * kappa) / (lp + mu)
             u = lp * w + mu * w0.norm() * kappa * u0
@@ -314,7 +330,7 @@ FIFTY = {"saliency_steps": 10, "inference_steps": 50, "alpha": "off"}
 def fia(options: argparse.Namespace) -> None:
     """Evaluations of the denoiser: one is a guided call for one prompt, both halves."""
     model = least()
-    schedule = model.scheduler()
+    schedule = model.network.scheduler()
     schedule.set_timesteps(50)
     published = 2 * 30 * len(schedule.timesteps)  # 30 pairs to the end
     print(f"FIA; the released schedule makes {published} evaluations a concept")
@@ -407,7 +423,8 @@ def kscu(options: argparse.Namespace) -> None:
         what = f"{'class' if kind == 'object' else kind} run, {advance} advance (by the table {planned:.4g})"
         verdict(what, counted, bound)
     old = plan(model, [Concept("dog", "object")], method="kscu", preset="code-2025").method
-    fresh = schedules.forward_rows(old.table(old.total(1), 1), fresh=True) / old.total(1)
+    updates = old.schedule.total(1)
+    fresh = schedules.forward_rows(old.table(updates, 1), fresh=True) / updates
     print(f"first release, class run, by the table: {fresh:.4g} in single rows, {fresh + 4:.4g} as released")
 
 
@@ -415,25 +432,24 @@ def rows_an_update(model: Model, kind: str, advance: str) -> tuple[float, float]
     """Counted by the training loop, and what the key step table says."""
     made = plan(model, [Concept("dog", kind)], (), "kscu", "code", 0, advance=advance)
     request, work, method = made.request, Work(0), made.method
-    net, table = Net(model, ("conv_out.bias",)), method.table(method.total(1), 1)
-    net.network = Hollow(model.part("unet"))
-    steps = _KeySteps(method, model, gather(model, made.needs, work), request, request.concepts, table, net, work)
-    for _ in train(net, steps, torch.optim.SGD(net.parameters, lr=0.0), len(table), work, {}):
-        pass
+    net = Net(model, ("conv_out.bias",))
+    steps = method.objective(model, gather(model, made.needs, work), request, net, work)
+    table = steps.table
+    with mock.patch.object(model.network, "predict", Hollow(model.network.denoiser)):
+        for _ in train(net, steps, torch.optim.SGD(net.parameters, lr=0.0), len(table), work, {}):
+            pass
     planned = schedules.forward_rows(table, lagged=advance == "lagged", augmented=steps.augmented)
     return net.counts.forward / len(table), planned / len(table)
 
 
-class Hollow(torch.nn.Module):
-    """Stands for the denoiser: its answer depends on the text and on a bias, and costs nothing."""
+class Hollow:
+    """Stands for the denoiser's prediction: it depends on the text and on a bias, and costs nothing."""
 
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
+    def __init__(self, denoiser: Any) -> None:
+        self.denoiser = denoiser
 
-    def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> SimpleNamespace:
-        said = encoder_hidden_states[:, 1, :1, None, None] + 0 * x + self.network.conv_out.bias.sum()
-        return SimpleNamespace(sample=said)
+    def __call__(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
+        return context.tensors["rows"][:, 1, :1, None, None] + 0 * x + self.denoiser.conv_out.bias.sum()
 
 
 METHODS: dict[str, Callable[[argparse.Namespace], None]] = {"scapre": scapre, "fia": fia, "kscu": kscu}

@@ -25,7 +25,6 @@ from efface.erasure import plan
 from efface.errors import EffaceError
 from efface.files import key_of, write_bytes
 from efface.judges import world as reporting
-from efface.model.sampler import sample
 from efface.request import Request
 from efface.work import Work
 
@@ -49,7 +48,7 @@ def draw(model: efface.Model, targets: list[str], others: list[str], steps: int)
     asked = [(t, SEEDS[0] + k) for t in targets for k in range(IMAGES)]
     asked += [(others[k % len(others)], SEEDS[1] + k // len(others)) for k in range(OTHERS)]
     parts = [asked[k : k + AT_ONCE] for k in range(0, len(asked), AT_ONCE)]
-    return np.concatenate([sample(model, [f"a {n}" for n, _ in p], [s for _, s in p], steps=steps) for p in parts])
+    return np.concatenate([model.sample([f"a {n}" for n, _ in p], [s for _, s in p], steps=steps) for p in parts])
 
 
 def shown(judge: Any, images: np.ndarray, targets: list[str], others: list[str]) -> dict[str, Any]:

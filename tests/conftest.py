@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from efface.model import Model
+    from efface.model.text import Encoded
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = Path(__file__).parent / "reference" / "tiny-sd"
@@ -179,7 +180,7 @@ def bits(module: Any) -> dict[str, bytes]:
 
 def all_bits(model: Model) -> dict[str, bytes]:
     """Every weight of a model as bytes; opens all parts."""
-    return {f"{p}.{k}": v for p in ("unet", "text_encoder", "vae") for k, v in bits(model.part(p)).items()}
+    return {f"{p}.{k}": v for p in model.network.weighed for k, v in bits(model.part(p)).items()}
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
@@ -213,3 +214,14 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
         return Said(int(stopped.value.code or 0), text.out, text.err)
 
     return run
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def encoded(text: str, rows: torch.Tensor, count: int) -> Encoded:
+    """A text of `count` tokens, both ends among them, in the one stream of a CLIP encoder."""
+    from efface.families._text import clip_spans
+    from efface.model.text import Encoded, Encoding
+
+    return Encoded(text, {"text": Encoding(rows, clip_spans(count, len(rows)))})

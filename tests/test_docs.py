@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,21 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 AGREED = (
     "README.md", "NOTICE", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "docs/flow.md", "docs/adding-a-method.md",
-    "docs/patch-format.md", "docs/properties.md", "docs/log.md", "docs/methods/uce.md", "docs/methods/scapre.md",
-    "docs/world.md", "docs/judges.md",
+    "docs/patch-format.md", "docs/properties.md", "docs/results.md", "benchmarks/log/README.md", "docs/glossary.md",
+    "docs/methods/uce.md", "docs/methods/scapre.md", "docs/world.md", "docs/judges.md", "docs/reproduction.md",
+    "docs/presets.md", "docs/training.md",
 )  # fmt: skip
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+LOGS = sorted((ROOT / "benchmarks" / "log").glob("*.md"))  # names in them are those of the day
 TEST_NAME = re.compile(r"(tests/[\w/]+\.py)(?:::(test_\w+))?")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+METHOD_WORDS = 900  # of a method's page: five minutes
+LONGEST_SENTENCE, MEDIAN_SENTENCE = 35, 14
+NOUNS = 30
+MUTE = {"attacks", "families", "numerics", "runs"}  # rooms whose docstring is still to be written
 
 
 def name_of(page: Path) -> str:
@@ -61,8 +71,9 @@ def test_every_plug_in_has_a_page_and_every_page_a_plug_in(kind: str) -> None:
 def test_the_page_of_a_method_names_its_paper_every_preset_and_every_setting(method: str) -> None:
     cls = registry.find("methods", method)
     text = (DOCS / "methods" / f"{method}.md").read_text(encoding="utf-8")
-    settings = set(cls.__dataclass_fields__)
-    presets = {p.partition("/")[0] for p in registry.presets_of(cls())}
+    found = registry.presets_of(cls)
+    settings = {s for preset in found.values() for s in registry.flat(preset)}
+    presets = {p.partition("/")[0] for p in found}
     assert {s for s in (*settings, *presets) if f"`{s}`" not in text} == set()
     papers = re.findall(r"\d{4}\.\d{5}", sys.modules[cls.__module__].__doc__ or "")
     assert papers
@@ -73,6 +84,111 @@ def test_the_page_of_a_method_names_its_paper_every_preset_and_every_setting(met
 def functions(file: str) -> frozenset[str]:
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     return frozenset(n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef))
+
+
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [
+        ("benchmarks/results.py", "docs/results.md"),
+        ("docs/rooms.py", "docs/flow.md"),
+        ("docs/presets.py", "docs/presets.md"),
+        ("benchmarks/full_size.py", "README.md"),
+    ],
+)
+def test_a_page_that_a_script_writes_is_up_to_date(script: str, page: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{page}: {done.stderr}"
+
+
+def test_a_measured_rate_needs_its_n_and_its_conditions(tmp_path: Path) -> None:
+    results = _script("benchmarks/results.py")
+    data = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    assert len(results.read()[0]) == len(data["tables"]) > 15
+
+    def refused(**changes: Any) -> str:
+        table = data["tables"][0] | changes
+        file = tmp_path / "results.json"
+        file.write_text(json.dumps(data | {"tables": [table]}), encoding="utf-8")
+        with pytest.raises(ValueError, match=table["id"]) as caught:
+            results.read(file)
+        return str(caught.value)
+
+    assert "no n" in refused(head=["what", "base"], rows=[["targets shown", {"value": 1.0, "unit": "%"}]])
+    assert "conditions" in refused(conditions="elsewhere")
+    assert "date" in refused(date="")
+    assert "a row of 1 cells" in refused(rows=[["targets shown"]])
+
+
+def _script(file: str) -> Any:
+    """A script as a module."""
+    spec = spec_from_file_location(Path(file).stem, ROOT / file)
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_month_of_the_log_is_on_its_page() -> None:
+    text = (ROOT / "benchmarks" / "log" / "README.md").read_text(encoding="utf-8")
+    assert {p.name for p in LOGS} - {"README.md"} == set(LINK.findall(text)) & {p.name for p in LOGS}
+
+
+def words(text: str) -> int:
+    return len([w for w in text.replace("|", " ").split() if re.search(r"\w", w)])
+
+
+def sentences(text: str) -> list[str]:
+    """Of everything outside code; a cell of a table and an item of a list end a sentence."""
+    found = []
+    for line in FENCE.sub("", text).splitlines():
+        cells = line.strip().strip("|").split("|") if line.startswith("|") else [line]
+        plain = (re.sub(r"^(#+|[-*])\s+", "", re.sub(r"\]\([^)]*\)", "]", c.strip())) for c in cells)
+        found += [s for p in plain for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z`\[\"0-9*])", p) if words(s)]
+    return found
+
+
+def test_sentences_end_at_points_cells_and_items() -> None:
+    text = "One two. `Three` four\n```\nno. No\n```\n- five\n| six | seven eight |\n|---|---|\n[nine](a.md): Ten."
+    assert sentences(text) == ["One two.", "`Three` four", "five", "six", "seven eight", "[nine]:", "Ten."]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "decisions"], ids=name_of)
+def test_no_sentence_is_longer_than_it_must_be(page: Path) -> None:
+    """Decisions are records of their day."""
+    assert [s for s in sentences(page.read_text(encoding="utf-8")) if words(s) > LONGEST_SENTENCE] == []
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=name_of)
+def test_the_page_of_a_method_is_read_in_five_minutes(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert words(FENCE.sub("", text)) <= METHOD_WORDS
+    assert statistics.median(n for n in map(words, sentences(text)) if n > 3) <= MEDIAN_SENTENCE  # less is a label
+    parts = re.findall(r"^## (.*)", text, re.MULTILINE)
+    assert [p for p in parts if p != "Cost"] == ["Idea", "Formula", "Settings", "When to use it", "Limits"]
+
+
+def test_the_glossary_has_at_most_thirty_nouns_in_rooms_that_exist() -> None:
+    text = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")][2:]
+    nouns = [noun for noun, _, _ in rows]
+    assert 20 < len(nouns) <= NOUNS
+    assert len(set(nouns)) == len(nouns)
+    for noun, what, rooms in rows:
+        assert 1 <= len(sentences(what)) <= 2, noun
+        assert all(words(s) <= LONGEST_SENTENCE for s in sentences(what)), noun
+        for room in re.findall(r"`([^`]+)`", rooms):
+            assert (ROOT / "src" / "efface" / room).exists(), f"{noun}: {room}"
+
+
+def test_every_room_says_in_one_sentence_what_it_is() -> None:
+    text = (DOCS / "flow.md").read_text(encoding="utf-8")
+    between = text.partition("<!-- rooms -->")[2].partition("<!-- end of rooms -->")[0]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in between.splitlines() if line.startswith("|")][
+        2:
+    ]
+    assert len(rows) > 20
+    assert {room.strip("`/") for _, room, what in rows if not what} <= MUTE
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -93,7 +209,7 @@ def test_the_table_of_properties_names_tests_and_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, *LOGS], ids=name_of)
 def test_every_link_to_a_file_leads_there(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if not re.match(r"[a-z]+:", target):

@@ -19,8 +19,8 @@ from efface.evidence.gather import gather
 from efface.evidence.needs import Needs
 from efface.files import VERSION, cache_folder, key_of
 from efface.model import Model, load
-from efface.patch import Patch
-from efface.registry import configure, resolve
+from efface.patch import Answer, Patch
+from efface.registry import choose, resolve
 from efface.request import Concept, Request
 from efface.work import Work
 
@@ -84,12 +84,12 @@ def plan(
     if isinstance(concepts, Request) and (tuple(keep) or seed or preset is not None):
         raise BadRequest("a Request holds keep, seed and preset itself; set them there, not beside it")
     request = concepts if isinstance(concepts, Request) else Request.build(concepts, keep, seed, preset)
-    configured = configure(method, settings)
+    chosen = choose(method, settings)
     opened = load(model)
     request = request.settle(opened.kinds)
     _check_length(opened, request)
-    resolved = resolve(configured, request, opened.card)
-    return Plan(opened, request, method.replace("_", "-").lower(), resolved, resolved.ask(request, opened.card))
+    resolved = resolve(chosen, request, opened.card)
+    return Plan(opened, request, chosen.name, resolved, resolved.ask(request, opened.card))
 
 
 def erase(
@@ -179,12 +179,13 @@ def solve(made: Plan, work: Work | None = None, cache: Path | None = None) -> Pa
     work.check()
     answer = made.method.solve(made.model, evidence, made.request, work)
     work.check()
-    answer.check()
-    _check_moves(made.model, answer)
-    return Patch(answer.edits, _recipe(made, answer), made.model.fingerprint(answer.sites), answer.strength)
+    bare = Patch(answer.edits)
+    bare.check()
+    _check_moves(made.model, bare)
+    return Patch(answer.edits, _recipe(made, answer), made.model.fingerprint(bare.sites))
 
 
-def _recipe(made: Plan, answer: Patch) -> dict[str, Any]:
+def _recipe(made: Plan, answer: Answer) -> dict[str, Any]:
     """Everything that decides the result and nothing that varies between runs."""
     recipe = {
         "efface": VERSION,
@@ -193,16 +194,15 @@ def _recipe(made: Plan, answer: Patch) -> dict[str, Any]:
         "settings": dataclasses.asdict(made.method),
         "request": made.request.asdict(),
         "model": made.model.card.name,
-        "numbers": answer.recipe.get("numbers", {}),
+        "numbers": answer.numbers,
         "judge": made.needs.judge,
     }
     return json.loads(json.dumps(recipe, allow_nan=False))  # as it will be read back
 
 
 def _check_length(model: Model, request: Request) -> None:
-    window = model.card.streams[0].length - 2
     for text in (*(t for c in request.concepts for t in (*c.texts, c.anchor or "")), *request.kept_texts):
-        size = len(model.tokens(text)) - 2
+        size, window = model.sizes(text)
         if size > window:
             raise BadRequest(
                 f"{text[:60]!r} has {size} tokens, but {model.card.name} reads {window}; use a shorter name"

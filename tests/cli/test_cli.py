@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import efface
 from conftest import Cli, Said, make_pipe
+from efface import registry
 from efface.erasure import state_folder
 from efface.model import Model
 
@@ -137,7 +138,9 @@ BAD: dict[str, tuple[str, str, int]] = {
     "unknown setting": (f"{ERASE} -c dog --set lamb=1", "'lam'", 2),
     "setting without value": (f"{ERASE} -c dog --set lam", "key=value", 2),
     "setting of the wrong type": (f"{ERASE} -c dog --set lam=much", "'lam'", 2),
-    "setting out of its choices": (f"{ERASE} -c dog --set mask=on", "'mask'", 2),
+    "setting out of its choices": (f"{ERASE} -c dog --preset code --set mask=on", "'mask'", 2),
+    "setting of a group out of its choices": (f"{ERASE} -c dog --preset code --set mask.information=on", "on", 2),
+    "setting of another form": (f"{ERASE} -c dog --preset efface --set mask.power=5", "'mask.power'", 2),
     "unknown preset": (f"{ERASE} -c dog --preset wrold", "'world'", 2),
     "unknown kind": (f"{ERASE} -c styl:noto", "'style'", 2),
     "unknown list": ("list method", "'methods'", 2),
@@ -377,16 +380,15 @@ def test_ctrl_c_while_drawing_ends_with_130_and_the_same_command_goes_on(tiny_fo
 
 def test_ctrl_c_in_an_erase_leaves_no_patch(cli: Cli, place: Callable[[str], str], tmp_path: Path) -> None:
     """The signal arrives while a site is solved."""
-    from efface.methods.scapre import ScaPre
+    default = type(registry.presets_of(registry.find("methods", "scapre"))["efface"])
+    solve = default.solve
 
-    solve = ScaPre.solve
-
-    def interrupted(self: ScaPre, *args: Any) -> Any:
+    def interrupted(self: Any, *args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return solve(self, *args)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ScaPre, "solve", interrupted)
+        patched.setattr(default, "solve", interrupted)
         said = run(cli, place, f"{ERASE} -c dog")
     assert said.code == 130
     assert list((tmp_path / "out").iterdir()) == []

@@ -238,7 +238,7 @@ def test_single_and_half_precision_copies_accept_the_same_patch(
 def test_the_fingerprint_is_the_same_from_disk_from_memory_and_under_a_patch(tiny: Model, tiny_half: Path) -> None:
     sites = [s.name for s in tiny.card.select("cross.k", "cross.v")]
     from_disk = tiny.fingerprint(sites)["parts"]
-    assert not tiny._opened
+    assert not tiny.network.opened
     assert efface.load(make_pipe()).fingerprint(sites)["parts"] == from_disk
     assert efface.load(tiny_half, "cpu", "float16").fingerprint(sites)["parts"] == from_disk
     with patch_of().applied(tiny):

@@ -19,26 +19,26 @@ METHOD = '''
 """A throw-away method: turns every value of cross-attention down."""
 from __future__ import annotations
 from dataclasses import dataclass
-from typing import Any
-from efface.needs import Needs
-from efface.patch import Dense, Patch
-
-__all__ = ["Dim"]
-PRESETS: dict[str, dict[str, Any]] = {"efface": {"factor": 0.5}, "world": {"factor": 0.25}}
+from efface.evidence.needs import Needs
+from efface.patch import Answer, Dense
 
 
 @dataclass(frozen=True)
 class Dim:
     """Multiply the values by factor."""
-    factor: float | None = None
+    factor: float = 0.5
 
     def ask(self, request, card):
         return Needs(texts=tuple(c.name for c in request.concepts))
 
     def solve(self, model, evidence, request, work):
-        assert evidence.text(request.concepts[0].name).rows.ndim == 2
+        assert evidence.text(request.concepts[0].name).main.rows.ndim == 2
         sites = [s.name for s in model.card.select("cross.v")]
-        return Patch(tuple(Dense(s, (self.factor - 1) * model.weight(s)) for s in work.progress(sites, "sites")))
+        return Answer(tuple(Dense(s, (self.factor - 1) * model.weight(s)) for s in work.progress(sites, "sites")))
+
+
+PRESETS = {"efface": Dim(), "world": Dim(0.25)}
+PLUGIN = Dim
 '''
 
 
@@ -61,8 +61,7 @@ def plugged(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     yield "dim-values"
     for module in ("outside_dim", "efface.methods.dim_values"):
         sys.modules.pop(module, None)
-    if hasattr(efface.methods, "dim_values"):
-        del efface.methods.dim_values
+    vars(efface.methods).pop("dim_values", None)
 
 
 def test_it_is_listed_with_the_others(plugged: str, cli: Cli) -> None:

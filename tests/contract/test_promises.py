@@ -43,14 +43,19 @@ class Row:
     @property
     def budget(self) -> dict[str, Any]:
         """How much a method trains or draws (settings of these names) is cut, everything else is the preset's."""
-        fields = dataclasses.fields(registry.find("methods", self.method))
-        return {f.name: 2 for f in fields if f.name.startswith(("updates", "prompts", "saliency_steps"))}
+        names = [path.rpartition(".")[2] for path in registry.flat(self.values)]
+        return {name: 2 for name in names if name.startswith(("updates", "prompts", "saliency_steps"))}
+
+    @property
+    def values(self) -> Any:
+        """The preset."""
+        return registry.presets_of(registry.find("methods", self.method))[self.preset]
 
 
 def _rows() -> list[Row]:
     found = []
     for name in registry.names("methods"):
-        presets = registry.presets_of(registry.find("methods", name)())
+        presets = registry.presets_of(registry.find("methods", name))
         found += [Row(name, preset) for preset in sorted({p.partition("/")[0] for p in presets})]
     return found
 
@@ -93,15 +98,32 @@ def test_ask_needs_no_weights(row: Row, tiny_folder: Path, tmp_path: Path) -> No
 def test_ask_is_pure(row: Row, tiny: Model) -> None:
     first = plan(tiny, CONCEPTS, KEEP, row.method, row.preset)
     assert first.method.ask(first.request, tiny.card) == first.needs
-    assert None not in [getattr(first.method, f) for f in registry.presets_of(first.method)[row.preset]
-                        if registry.presets_of(first.method)[row.preset][f] is not None]  # fmt: skip
+    assert first.method == row.values
+
+
+@every_method
+def test_every_preset_decides_every_setting(method: str) -> None:
+    for preset in registry.presets_of(registry.find("methods", method)).values():
+        assert None not in registry.flat(preset).values()
+        assert len(dataclasses.fields(preset)) <= (12 if method == "scapre" else 16)
+
+
+@every_method
+def test_a_setting_is_written_by_its_path_or_by_its_own_name(method: str) -> None:
+    for preset in registry.presets_of(registry.find("methods", method)).values():
+        values = registry.flat(preset)
+        assert registry.changed(preset, values) == preset
+        assert registry.changed(preset, dataclasses.asdict(preset)) == preset
+        ways = registry.spellings(type(preset))
+        assert set(values) <= set(ways)
+        assert {path[-1] for path in ways.values()} <= set(ways)  # no name stands twice in this project's methods
 
 
 @every_row
 def test_the_denoiser_is_opened_only_where_the_method_says_so(row: Row, tiny: Model) -> None:
     needs = plan(tiny, CONCEPTS, KEEP, row.method, row.preset).needs
     row.erase(tiny)
-    assert tiny._opened == (needs.denoiser or bool(needs.statistics))
+    assert tiny.network.opened == (needs.denoiser or bool(needs.statistics))
 
 
 # --- solving -------------------------------------------------------------------------------------------------------
@@ -267,12 +289,11 @@ def test_save_then_load_is_exact(row: Row, tmp_path: Path) -> None:
 @every_row
 def test_the_recipe_repeats_the_patch(row: Row) -> None:
     recipe = json.loads(json.dumps(_patch(row).recipe))
-    known = {f.name for f in dataclasses.fields(registry.find("methods", row.method))}
+    known = {f.name for f in dataclasses.fields(row.values)}
     assert set(recipe["settings"]) == known
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["settings"].items()}
     again = efface.erase(
         make_pipe(), CONCEPTS, recipe["request"]["keep"], recipe["method"], recipe["preset"],
-        recipe["request"]["seed"], **settings,
+        recipe["request"]["seed"], **recipe["settings"],
     )  # fmt: skip
     assert again.to_bytes() == _patch(row).to_bytes()
 
@@ -329,7 +350,7 @@ def test_a_wrong_request_raises_and_names_the_field(method: str, case: str, tiny
     with pytest.raises(error, match=f"(?s){named}") as caught:
         call(tiny)
     assert len(str(caught.value).splitlines()) <= 2
-    assert not tiny._opened
+    assert not tiny.network.opened
 
 
 # --- the bundled model -----------------------------------------------------------------------------------------------

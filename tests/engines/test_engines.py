@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from conftest import Cli
 from efface import registry
 from efface.engines import Engine, Job, engine_of, opened
 from efface.engines import local as local_engine
+from efface.engines.inline import Inline
 from efface.engines.local import Local
-from efface.errors import BadRequest, Cancelled, EffaceError, Unavailable, UnknownName, WrongFile
+from efface.errors import BadRequest, Cancelled, EffaceError, Unavailable, UnknownName, WrongBase, WrongFile
+from efface.files import VERSION
 from efface.gallery.drawing import Sampling, Side, Tally
 from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
 from efface.gallery.shot import Shot
+from efface.gallery.task import Row, job_of
 from efface.work import Work
 
 TASK = "engines._task:rehearsal"
@@ -250,6 +254,30 @@ def test_a_pipeline_in_memory_is_drawn_here_and_nowhere_else(tiny_pipe: Any, tmp
     with pytest.raises(WrongFile, match="save_pretrained"):
         drawn(model, Local(1), tmp_path / "there")
     assert len(drawn(model, None, tmp_path / "here")) == 8
+
+
+@dataclass(frozen=True)
+class Afar(Inline):
+    """Draws in this process what was packed for a node."""
+
+    @property
+    def reach(self) -> Any:
+        return "cluster"
+
+
+def test_a_node_that_holds_something_else_is_named_with_its_cure(tiny: efface.Model, tmp_path: Path) -> None:
+    """Nodes may have disks and packages of their own: what decides pixels is compared before the first is drawn."""
+    shard = [Row("a dog", 0, "k")]
+    with job_of(Afar(), tiny, 1, 1.0, False, Work()) as job:
+        assert len(opened(job)(shard)["files"]) == 1
+        for change, kind, said in (
+            ({"model": str(tmp_path / "gone")}, WrongFile, "has no folder .*gone; put the model there"),
+            ({"identity": "0" * 16}, WrongBase, "holds another model; put the same copy on every node"),
+            ({"versions": (("efface", "0.0"),)}, BadRequest, "and the run 0.0; install the same versions"),
+            ({"versions": (("efface", VERSION), ("torch", "1.0"))}, BadRequest, "has torch .* and the run 1.0"),
+        ):
+            with pytest.raises(kind, match=said):
+                opened(replace(job, common={**job.common, **change}))
 
 
 def test_a_worker_refuses_what_is_no_opening() -> None:

@@ -21,7 +21,7 @@ from efface.evidence.gather import Evidence, gather
 from efface.evidence.needs import Needs, PromptGroup, State, Statistics
 from efface.model import Model
 from efface.model.card import Site
-from efface.model.sampler import BATCH, sample
+from efface.model.sampler import BATCH
 from efface.work import Work
 
 N = BATCH + 2  # more than one batch
@@ -90,7 +90,7 @@ def test_moments_equal_what_hooks_see(tiny: Model, cache: Path) -> None:
             .get_submodule(site)
             .register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[0].double().flatten(0, -2)))
         )
-        sample(tiny, GROUP.prompts, GROUP.seeds, steps=2, guidance=3.0)
+        tiny.sample(GROUP.prompts, GROUP.seeds, steps=2, guidance=3.0)
         handle.remove()
         assert len(seen) == 4  # two batches, two steps
         for step in (0, 1):
@@ -273,7 +273,7 @@ def test_texts_are_encoded_as_the_pipeline_encodes_them(tiny: Model) -> None:
 def test_content_rows_are_the_first_rows_of_the_whole_window(tiny: Model) -> None:
     """1.P-1, 2.P-9. The encoder is causal: nothing behind the last content token can change it."""
     for short, whole in zip(
-        tiny.encode(["a dog", "a red house"], "content"), tiny.encode(["a dog", "a red house"]), strict=True
+        tiny.encode(["a dog", "a red house"], whole=False), tiny.encode(["a dog", "a red house"]), strict=True
     ):
         assert len(short.rows) == short.count - 1
         torch.testing.assert_close(short.rows, whole.rows[: len(short.rows)], rtol=1e-5, atol=1e-6)

@@ -253,10 +253,10 @@ def test_worker_processes_draw_the_same_pixels(mini: efface.Model, tmp_path: Pat
     threads = torch.get_num_threads()
     with patch.applied(mini):
         torch.set_num_threads(1)
-        expected = sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0)
+        expected = mini.sample(prompts, seeds, batch=1, steps=2, guidance=4.0)
         torch.set_num_threads(threads)
     assert np.array_equal(np.stack([store.get(key_of(seed=3)), store.get(key_of(seed=4))]), expected)
-    assert not np.array_equal(expected, sample(mini, prompts, seeds, batch=1, steps=2, guidance=4.0))
+    assert not np.array_equal(expected, mini.sample(prompts, seeds, batch=1, steps=2, guidance=4.0))
 
 
 def test_there_are_no_more_workers_than_memory_for_them(tiny: efface.Model, monkeypatch: pytest.MonkeyPatch) -> None:

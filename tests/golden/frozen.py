@@ -102,7 +102,7 @@ def names() -> list[str]:
 
 def known_presets(method: str) -> set[str]:
     """The presets that a method has now."""
-    return set(registry.presets_of(registry.find("methods", method)()))
+    return set(registry.presets_of(registry.find("methods", method)))
 
 
 @contextlib.contextmanager
@@ -151,7 +151,7 @@ def structure(patch: Any) -> dict[str, Json]:
     """What has to be equal on every machine, by part; no value here comes from a float that was computed."""
     header, recipe = patch.header(), dict(patch.recipe)
     shapes = [{n: [str(t.dtype), list(t.shape)] for n, t in e.tensors().items()} for e in patch.edits]
-    settings = {k: Path(v).name if k == "prompt_file" else v for k, v in recipe.pop("settings").items()}
+    settings = without_folders(recipe.pop("settings"))
     for varies in ("numbers", "efface"):
         recipe.pop(varies, None)
     return {
@@ -162,6 +162,13 @@ def structure(patch: Any) -> dict[str, Json]:
         "recipe": recipe,
         "base": patch.base | {"parts": sorted(patch.base["parts"])},
     }
+
+
+def without_folders(settings: Json) -> Json:
+    """Settings, at any depth, with the name of a file in place of its path."""
+    if not isinstance(settings, dict):
+        return settings
+    return {k: Path(v).name if k == "prompt_file" else without_folders(v) for k, v in settings.items()}
 
 
 def acting(row: Mapping[str, Json], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,11 +19,11 @@ from efface.errors import BadRequest, EffaceError, EffaceWarning, NothingChanged
 from efface.evidence.gather import gather
 from efface.files import cache_folder
 from efface.methods.fia import FIA, PRESETS
-from efface.model import Model, sampler
+from efface.model import Model
 from efface.numerics.saliency import column_norms, cosine_energy
 from efface.patch import Mask, Patch
 from efface.prompts import load
-from efface.registry import resolve
+from efface.registry import choose, resolve
 from efface.request import Request
 from efface.work import Work
 from efface.world import objects
@@ -141,7 +141,7 @@ def test_a_hard_concept_is_known_by_every_name_it_has(tiny: Model) -> None:
     def shares(*concepts: Any, preset: str = "code", **settings: Any) -> list[float]:
         made = plan(tiny, concepts, method="fia", preset=preset, **settings)
         assert isinstance(made.method, FIA)
-        return list(made.method._ratios(made.request).values())
+        return list(made.method.selection.ratios(made.request).values())
 
     painters = [c["name"] for c in load("artists-5")["classes"]]
     assert "Vincent van Gogh" in painters
@@ -188,7 +188,7 @@ def test_statistics_are_those_of_single_runs(halves: str, tiny_pipe: MakePipe) -
     for prompt in prompts:
         seen: list[torch.Tensor] = []
         handle = module.register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[0]))
-        sampler.sample(model, [prompt], [0], steps=4, guidance=7.5, calls=1)  # pyright: ignore
+        model.observe([prompt], [0], {}, 1, steps=4, guidance=7.5)
         handle.remove()
         X.append(seen[0][1:] if halves == "cond" else seen[0])
     rows = [x.reshape(-1, x.shape[-1]) for x in X]
@@ -248,13 +248,13 @@ def test_stopping_after_the_last_step_gives_the_same_bits(
     with rows_of_calls(tiny) as calls:
         short = fia(tiny, score=score, cache=tmp_path / "short")
     assert calls == [4, 4, 2, 2] * 2  # two batches of two prompts and one, two steps each, for base and concept
-    sample = sampler.sample  # pyright: ignore
+    observe = Model.observe
 
-    def whole(*arguments: Any, calls: int | None = None, **more: Any) -> Any:
+    def whole(self: Model, prompts: Any, seeds: Any, taps: Any, calls: int, **more: Any) -> None:
         assert calls == 2
-        return sample(*arguments, **more)
+        observe(self, prompts, seeds, taps, more["steps"], **more)
 
-    monkeypatch.setattr("efface.model.sampler.sample", whole)
+    monkeypatch.setattr(Model, "observe", whole)
     with rows_of_calls(tiny) as calls:
         full = fia(tiny, score=score, cache=tmp_path / "full")
     assert len(calls) == 2 * 8
@@ -300,7 +300,7 @@ PUBLISHED = 60 * 51
 def least(tiny_pipe: MakePipe) -> Model:
     """A network that costs little, with the sampler of SD 1.x."""
     model = efface.load(tiny_pipe(scheduler="pndm", **LEAST))
-    scheduler = model.scheduler()
+    scheduler = model.network.scheduler()
     scheduler.set_timesteps(50)
     assert len(scheduler.timesteps) == 51
     return model
@@ -393,25 +393,23 @@ def test_presets_by_kind_hold_the_published_settings() -> None:
     card = efface.load("mini").card
 
     def settled(preset: str, *concepts: str) -> FIA:
-        return resolve(FIA(), Request.build(concepts, preset=preset).settle({}), card)
+        return resolve(choose("fia", {}), Request.build(concepts, preset=preset).settle({}), card)
 
     objects, styles = settled("paper", "dog"), settled("paper", "x style")
-    assert (objects.r1, objects.r2, objects.alpha, objects.r2_hard) == (0.05, 0.007, 0.6, 0.03)
-    assert (styles.r2, styles.alpha, styles.hard) == (0.02, 0.8, "Van Gogh; Vincent van Gogh")
-    assert (objects.score, objects.scale, objects.counting, objects.prompts) == ("cosine", "raw", "exact", 5)
+    selected = objects.selection
+    assert (objects.score.r1, selected.r2, selected.alpha, selected.r2_hard) == (0.05, 0.007, 0.6, 0.03)
+    selected = styles.selection
+    assert (selected.r2, selected.alpha, selected.hard) == (0.02, 0.8, "Van Gogh; Vincent van Gogh")
+    assert (objects.score.kind, objects.score.scale) == ("cosine", "raw")
+    assert (objects.selection.counting, objects.sentences.prompts) == ("exact", 5)
     world = [settled("world", *c) for c in (["dog"], ["x style"], ["dog", "x style"])]
-    assert [(w.base, w.alpha, w.saliency_steps, w.inference_steps) for w in world] == [
-        ("objects", 0.6, 4, 20), ("plain", 0.8, 4, 20), ("objects", 0.6, 4, 20),
-    ]  # fmt: skip
+    bases = [(w.sentences.base, w.selection.alpha) for w in world]
+    assert bases == [("objects", 0.6), ("plain", 0.8), ("objects", 0.6)]
+    assert {(w.drawing.saliency_steps, w.drawing.inference_steps) for w in world} == {(4, 20)}
     code = settled("code", "dog")
-    assert (code.score, code.row_normalise, code.scale, code.counting, code.prompts) == (
-        "norm",
-        True,
-        "max",
-        "code",
-        30,
-    )
-    assert settled("code", "dog", "x style").r2 == 0.01
+    assert (code.score.kind, code.score.row_normalise, code.score.scale) == ("norm", True, "max")
+    assert (code.selection.counting, code.sentences.prompts) == ("code", 30)
+    assert settled("code", "dog", "x style").selection.r2 == 0.01
     assert {p.partition("/")[0] for p in PRESETS} == {"paper", "code", "efface", "world"}
 
 
@@ -487,7 +485,7 @@ def test_bad_settings_are_named_before_anything_is_drawn(
     """2.9-23."""
     with pytest.raises(error, match=named):
         efface.erase(tiny, "dog", method="fia", preset="efface", **settings)
-    assert not tiny._opened
+    assert not tiny.network.opened
     assert not list(cache.rglob("*.safetensors"))
 
 

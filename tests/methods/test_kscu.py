@@ -15,18 +15,21 @@ from conftest import SD_UNETS, config_of, make_pipe
 from efface.erasure import plan
 from efface.errors import BadRequest, Cancelled, EffaceWarning, NothingChanged, WrongFile
 from efface.evidence.gather import gather
-from efface.methods.kscu import KSCU, PRESETS, _KeySteps, mixed_texts, ten_texts
+from efface.methods._augmentation import mixed_texts, ten_texts
+from efface.methods.kscu import KSCU, PRESETS
 from efface.model import Model
 from efface.model.card import Card
+from efface.model.text import Context
 from efface.numerics import schedules
 from efface.patch import Dense, LowRank, Patch
-from efface.registry import find, resolve
+from efface.registry import changed, choose, find, flat, resolve
 from efface.request import Concept, Request
 from efface.training.loop import Net, train
+from efface.training.trajectories import predictions
 from efface.work import Work
 
 # A run of seconds: two passes of two steps and a bit, so that a jump, an advance and an augmented update occur.
-SHORT: dict[str, Any] = {"updates": 5, "updates_several": 0, "steps": 5, "first_step": 3, "augment": 0.2}
+SHORT: dict[str, Any] = {"updates": 5, "updates_several": "each", "steps": 5, "first_step": 3, "augment": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +68,10 @@ class Started:
         self.method: KSCU = made.method
         self.work = Work(made.request.seed)
         self.net = Net(model, made.method.sites(model.card))
-        self.table = made.method.table(made.method.total(len(made.request.concepts)), len(made.request.concepts))
-        self.steps = _KeySteps(
-            made.method, model, gather(model, made.needs, self.work), made.request, made.request.concepts, self.table,
-            self.net, self.work,
-        )  # fmt: skip
-        self.optimiser = torch.optim.Adam(self.net.parameters, lr=made.method.learning_rate or 0)
+        evidence = gather(model, made.needs, self.work)
+        self.steps = self.method.objective(model, evidence, made.request, self.net, self.work)
+        self.table = self.steps.table
+        self.optimiser = torch.optim.Adam(self.net.parameters, lr=self.method.optimiser.learning_rate)
 
     def go(self) -> list[tuple[float, Tensor | None]]:
         """Loss of every update and the latent after it."""
@@ -88,7 +89,7 @@ class Started:
 
 def resolved(model: Model, kind: str, n: int = 1, preset: str = "code") -> KSCU:
     request = Request(tuple(Concept(f"name {i}", kind) for i in range(n)), preset=preset)
-    return resolve(KSCU(), request, model.card)
+    return resolve(choose("kscu", {}), request, model.card)
 
 
 @pytest.mark.parametrize(
@@ -112,27 +113,28 @@ def test_budget_start_and_scope_follow_the_task(
 ) -> None:
     """3.7-4, 3.7-22."""
     found = resolved(model, kind, n, preset)
-    assert (found.total(n), found.first_step, found.scope) == wanted
+    assert (found.schedule.total(n), found.schedule.first_step, found.optimiser.scope) == wanted
 
 
 def test_presets_hold_the_constants_of_both_releases(model: Model) -> None:
     """3.7-5."""
     new, old, paper = (resolved(model, "object", 1, p) for p in ("code", "code-2025", "paper"))
-    assert (new.rule, new.slope, new.empty_weight, new.trajectory, new.cap) == ("time", 2e-5, 1e-4, "walk", 0)
-    assert (old.rule, old.slope, old.empty_weight, old.trajectory, old.cap) == ("index", 1e-4, 2e-5, "fresh", 49)
-    assert {m.learning_rate for m in (new, old, paper)} == {1e-5}
-    assert {m.negative_guidance for m in (new, old, paper)} == {1.0}
-    assert {m.guidance for m in (new, old, paper)} == {3.0}
-    assert (new.augment, old.augment, paper.augment) == (0.05, 0.0, 0.05)
-    assert {m.weights for m in (new, old, paper)} == {"float32"}
+    losses = [(m.loss.rule, m.loss.slope, m.loss.empty_weight) for m in (new, old)]
+    assert losses == [("time", 2e-5, 1e-4), ("index", 1e-4, 2e-5)]
+    assert [m.trajectory.start for m in (new, old)] == ["walk", "fresh"]
+    assert [m.schedule.cap for m in (new, old)] == ["nine-tenths", 49]
+    assert {m.optimiser.learning_rate for m in (new, old, paper)} == {1e-5}
+    assert {m.loss.negative_guidance for m in (new, old, paper)} == {1.0}
+    assert {m.trajectory.guidance for m in (new, old, paper)} == {3.0}
+    assert (new.pool.augment, old.pool.augment, paper.pool.augment) == (0.05, 0.0, 0.05)
+    assert {m.optimiser.weights for m in (new, old, paper)} == {"float32"}
 
 
 def test_the_world_trains_at_most_200_updates_a_concept_from_step_6_and_10_of_20(model: Model) -> None:
     things, styles = (resolved(model, kind, 1, "world") for kind in ("object", "style"))
-    assert (things.steps, things.first_step, styles.steps, styles.first_step) == (20, 6, 20, 10)
-    assert max(things.total(1), styles.total(1), things.total(10) / 10) <= 200
-    assert all(set(v) <= set(KSCU.__dataclass_fields__) for v in PRESETS.values())
-    assert all(getattr(KSCU(), f) is None for f in KSCU.__dataclass_fields__)
+    assert [(m.schedule.steps, m.schedule.first_step) for m in (things, styles)] == [(20, 6), (20, 10)]
+    assert max(things.schedule.total(1), styles.schedule.total(1), things.schedule.total(10) / 10) <= 200
+    assert all(None not in flat(preset).values() for preset in PRESETS.values())
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +153,11 @@ def sd1() -> Card:
         "vae": config_of("vae"),
         "scheduler": {"_class_name": "PNDMScheduler"},
     }
-    return find("families", "stable-diffusion").card("sd1", configs, {})
+    return find("families", "stable-diffusion")().card("sd1", configs, {})
+
+
+def scoped(scope: str, rank: int = 0) -> KSCU:
+    return changed(KSCU(), {"scope": scope, "rank": rank})
 
 
 def test_scopes_part_the_modules_of_stable_diffusion(sd1: Card) -> None:
@@ -160,21 +166,21 @@ def test_scopes_part_the_modules_of_stable_diffusion(sd1: Card) -> None:
     def size(name: str) -> int:
         return prod(sd1.site(name).shape)
 
-    found = {s: KSCU(scope=s, rank=0).sites(sd1) for s in ("xattn", "noxattn", "selfattn")}
+    found = {s: scoped(s).sites(sd1) for s in ("xattn", "noxattn", "selfattn")}
     modules = {s: [n for n in names if not n.endswith(".bias")] for s, names in found.items()}
     assert {s: len(m) for s, m in modules.items()} == {"xattn": 64, "noxattn": 218, "selfattn": 64}
     assert sum(map(size, found["xattn"])) == 43_962_560
     assert sum(map(size, found["noxattn"])) == 815_358_084
     assert not set(found["xattn"]) & set(found["noxattn"])
     assert {*modules["xattn"], *modules["noxattn"]} == {s.name for s in sd1.sites}
-    assert not [n for n in KSCU(scope="xattn", rank=4).sites(sd1) if n.endswith(".bias")]
+    assert not [n for n in scoped("xattn", 4).sites(sd1) if n.endswith(".bias")]
 
 
 @pytest.mark.parametrize("scope", ["xattn", "noxattn", "selfattn"])
 def test_only_tensors_of_the_scope_change(scope: str, model: Model) -> None:
     """3.7-10; norms and the text encoder are no sites at all."""
     patch = erase(model, scope=scope, updates=2)
-    allowed = set(KSCU(scope=scope, rank=0).sites(model.card))  # type: ignore[arg-type]
+    allowed = set(scoped(scope).sites(model.card))
     assert set(patch.sites) <= allowed
     assert len(patch.sites) > 0.8 * len(allowed)
     assert any(s.endswith(".bias") for s in patch.sites)
@@ -192,9 +198,9 @@ def ddim(z: Tensor, e: Tensor, t: int, stride: int, levels: Tensor) -> Tensor:
 def test_latents_are_ddim_steps_of_the_network_just_updated(wide: Model) -> None:
     """3.7-12: a jump is full steps from the noise of seed + update; an advance uses the weights after the update."""
     run = Started(wide, steps=10, first_step=7, updates=4, augment=0, guidance=2.0)
-    levels = run.steps.scheduler.alphas_cumprod.double()
-    times, stride = run.steps.times.tolist(), 100
-    rows = torch.cat([run.steps.rows["dog"], run.steps.rows[""]])
+    levels = run.steps.path.scheduler.alphas_cumprod.double()
+    times, stride = run.steps.path.times.tolist(), 100
+    rows = Context.cat([run.steps.rows["dog"], run.steps.rows[""]])
 
     def step(z: Tensor, i: int) -> Tensor:
         with torch.no_grad(), run.net:
@@ -228,20 +234,15 @@ def test_counted_rows_are_those_of_the_table(advance: str, trajectory: str, mode
     assert numbers["rows_per_update"] == pytest.approx(wanted / 9, abs=1e-3)
 
 
-class Counting(torch.nn.Module):
-    """Stands for the denoiser: predicts by the text's number, no arithmetic worth the name."""
+class Counting:
+    """Stands for the denoiser's prediction: by the text's number, no arithmetic worth the name."""
 
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network, self.rows = network, 0
-        self.weight = network.get_submodule("conv_in").weight
+    def __init__(self, denoiser: Any) -> None:
+        self.denoiser, self.rows = denoiser, 0
 
-    def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Any:
+    def __call__(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         self.rows += len(x)
-        from types import SimpleNamespace
-
-        said = encoder_hidden_states[:, 1, :1, None, None] + 0 * x + self.network.conv_out.bias.sum()
-        return SimpleNamespace(sample=said)
+        return context.tensors["rows"][:, 1, :1, None, None] + 0 * x + self.denoiser.conv_out.bias.sum()
 
 
 @pytest.mark.parametrize(
@@ -257,23 +258,23 @@ class Counting(torch.nn.Module):
     ],
 )
 def test_rows_an_update_of_the_full_default_runs(
-    kind: str, n: int, preset: str, advance: str, least: float, most: float, model: Model
-) -> None:
+    kind: str, n: int, preset: str, advance: str, least: float, most: float, model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """3.7-13: the whole published run on a network that only counts."""
     names = ("a dog", "a cat", "a fox")[:n]
     made = plan(model, [Concept(c, kind) for c in names], (), "kscu", preset, advance=advance)
     request, work = made.request, Work(0)
     net = Net(model, ("conv_out.bias",))
-    counting = Counting(model.part("unet"))
-    net.network = counting
-    table = made.method.table(made.method.total(n), n)
-    steps = _KeySteps(made.method, model, gather(model, made.needs, work), request, request.concepts, table, net, work)
-    steps._ddim = lambda z, *_: z  # type: ignore[method-assign]
+    counting = Counting(model.network.denoiser)
+    monkeypatch.setattr(model.network, "predict", counting)
+    steps = made.method.objective(model, gather(model, made.needs, work), request, net, work)
+    steps.path.next = lambda z, *_: z
     optimiser = torch.optim.SGD(net.parameters, lr=0.0)
-    for _ in train(net, steps, optimiser, len(table), work, {}):
+    for _ in train(net, steps, optimiser, len(steps.table), work, {}):
         pass
     assert counting.rows == net.counts.forward
-    assert least <= counting.rows / len(table) <= most
+    assert least <= counting.rows / len(steps.table) <= most
 
 
 def test_paired_rows_are_single_rows(wide: Model) -> None:
@@ -282,7 +283,7 @@ def test_paired_rows_are_single_rows(wide: Model) -> None:
     z = torch.randn(1, *wide.card.latent, dtype=torch.float64)
     c, u = run.steps.rows["dog"], run.steps.rows[""]
     with torch.no_grad(), run.net:
-        pair = run.steps._predict(run.net.predict, z, torch.tensor(300), c, u)
+        pair = predictions(run.net.predict, z, torch.tensor(300), c, u)
         for found, rows in zip(pair, (c, u), strict=True):
             torch.testing.assert_close(found, run.net.predict(z, torch.tensor(300), rows), rtol=1e-12, atol=1e-12)
 
@@ -314,7 +315,7 @@ def test_the_first_loss_has_its_closed_form(wide: Model) -> None:
     with run.net:
         loss = torch.stack(list(run.steps.terms(run.net, 0).values())).sum()
     n, p = said[-1].chunk(2)
-    dynamic = (1000 - int(run.steps.times[3])) * 1e-3
+    dynamic = (1000 - int(run.steps.path.times[3])) * 1e-3
     wanted = (9 + 0.5 * dynamic**2) * (p - n).square().mean()
     torch.testing.assert_close(loss.detach(), wanted, rtol=1e-9, atol=0)
 
@@ -362,15 +363,16 @@ def test_nan_in_the_evidence_is_refused_before_training(wide: Model) -> None:
     made = plan(wide, ["cat", "dog"], (), "kscu", preset="code", **SHORT)
     evidence = gather(wide, made.needs, Work(0))
     with torch.inference_mode():
-        evidence.texts["dog"].rows[0, 0] = torch.nan
+        evidence.texts["dog"].main.rows[0, 0] = torch.nan
     with pytest.raises(WrongFile, match="NaN or infinity of 'dog'"):
         made.method.solve(wide, evidence, made.request, Work(0))
 
 
 def test_the_cap_stays_below_nine_tenths_but_in_the_first_release() -> None:
-    at = {"steps": 50, "first_step": 40, "cap": 48, "loops": 1}
-    assert max(e.step for e in KSCU(**at, pool="concept").table(400, 1) if e.visit > 20) == 49
-    first = {pool: [e.step for e in KSCU(**at, pool=pool).table(400, 1)][-10:] for pool in ("concept", "mixed")}
+    at: dict[str, Any] = {"steps": 50, "first_step": 40, "cap": 48, "loops": 1}
+    tables = {pool: changed(KSCU(), at | {"pool": pool}).table(400, 1) for pool in ("concept", "mixed")}
+    assert max(e.step for e in tables["concept"] if e.visit > 20) == 49
+    first = {pool: [e.step for e in table][-10:] for pool, table in tables.items()}
     assert (min(first["concept"]), min(first["mixed"])) == (44, 48)
 
 
@@ -382,15 +384,12 @@ def test_float16_is_refused_on_a_cpu() -> None:
 def test_a_kept_text_moves_less_with_a_weight_of_its_own(model: Model) -> None:
     def moved(weight: float) -> float:
         patch = erase(model, keep=("a red house",), keep_weight=weight, updates=8)
-        z, rows = (
-            torch.randn(1, *model.card.latent, generator=torch.Generator().manual_seed(1)),
-            model.encode(["a red house"]),
-        )
-        unet, t = model.part("unet"), torch.tensor(200)
+        z = torch.randn(1, *model.card.latent, generator=torch.Generator().manual_seed(1))
+        net, t, context = model.network, torch.tensor(200), model.network.context(["a red house"])
         with torch.no_grad():
-            before = unet(z, t, encoder_hidden_states=rows[0].rows[None]).sample
+            before = net.predict(z, t, context)
             with patch.applied(model):
-                return float((unet(z, t, encoder_hidden_states=rows[0].rows[None]).sample - before).norm())
+                return float((net.predict(z, t, context) - before).norm())
 
     assert moved(30.0) < 0.7 * moved(0.0)
 
@@ -445,7 +444,7 @@ def test_every_concept_gets_its_budget_and_the_order_stands_in_the_recipe(model:
 def test_synonyms_and_sentences_are_visited_in_turn(model: Model) -> None:
     run = Started(model, Concept("dog", "object", synonyms=("hound",)), expand="sentence", updates=9)
     wanted = ["dog", "hound", "a dog", "a hound", "a picture of a dog"]
-    assert [run.steps._text(run.table[i]) for i in sorted(run.steps.starts)] == wanted
+    assert [run.steps.text(run.table[i]) for i in sorted(run.steps.starts)] == wanted
 
 
 def test_same_seed_same_bytes_and_the_global_generator_is_left_alone(model: Model) -> None:
@@ -527,7 +526,7 @@ def test_a_scope_without_a_module_is_refused() -> None:
 
     bare = replace(card, sites=tuple(s for s in card.sites if not s.role.startswith("self.")))
     with pytest.raises(BadRequest, match="no module of scope 'selfattn'"):
-        KSCU(scope="selfattn", rank=0).sites(bare)
+        scoped("selfattn").sites(bare)
 
 
 def test_bfloat16_weights_are_an_explicit_switch_that_warns(model: Model) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,17 @@ import efface
 from conftest import make_pipe
 from efface import prompts
 from efface.erasure import plan
-from efface.errors import BadRequest, EffaceWarning, WrongFile
+from efface.errors import BadRequest, EffaceWarning, UnknownName, WrongFile
 from efface.evidence.gather import gather
+from efface.methods._sentences import KeptSentences
+from efface.methods._systems import stored
 from efface.methods.scapre import PRESETS as VALUES
-from efface.methods.scapre import ScaPre, _Context, _stored
-from efface.model import Encoded, Model
+from efface.methods.scapre import LargeScale, Paper, RollBack, ScaPre, System
+from efface.model import Model
+from efface.model.text import Encoded
 from efface.numerics.spectral import Gate, Shared, penalised
 from efface.patch import Dense, LowRank, Operator, Patch
+from efface.registry import flat
 from efface.work import Work
 
 PRESETS = ("code", "roll-back", "paper", "efface", "world")
@@ -100,7 +103,7 @@ def test_the_recipe_says_what_is_left_of_the_concepts_and_how_far_the_empty_text
 ) -> None:
     patch = erase(model, "dog", keep=("a house",), preset=preset)
     encoded = {e.text: e for e in model.encode(["", "dog"])}
-    empty, dog = encoded[""].rows[1].double(), encoded["dog"].rows[encoded["dog"].count - 2].double()
+    empty, dog = encoded[""].main.rows[1].double(), encoded["dog"].main.last.double()
     rows = dog if preset not in ("efface", "world") else torch.stack([dog, *_sentence_rows(model)]).T
     for site, delta in deltas(model, patch).items():
         numbers, weight = patch.recipe["numbers"]["sites"][site], model.weight(site).double()
@@ -116,8 +119,8 @@ def test_the_recipe_says_what_is_left_of_the_concepts_and_how_far_the_empty_text
 
 
 def _sentence_rows(model: Model) -> list[torch.Tensor]:
-    texts = [form.format("dog") for form, _ in prompts.load("scapre")["sentences"]["object"][1:]]
-    return [e.rows[e.count - 2].double() for e in model.encode(texts)]
+    texts = [w.filled("dog") for w in prompts.wordings("sentences", "object")[1:]]
+    return [e.main.last.double() for e in model.encode(texts)]
 
 
 def test_residual_condition_effective_rank_and_stored_rank_are_in_the_recipe(model: Model) -> None:
@@ -147,7 +150,7 @@ def test_our_preset_moves_the_empty_text_less_than_the_released_one(model: Model
 @pytest.mark.parametrize(
     ("setting", "values"),
     [
-        ("form", ("large-scale", "roll-back", "paper")),
+        ("preset", ("code", "roll-back", "paper")),
         ("technique", ("replace", "tensor")),
         ("anchored", (True, False)),
         ("empty_scale", (0.0, 1.0)),
@@ -157,11 +160,11 @@ def test_our_preset_moves_the_empty_text_less_than_the_released_one(model: Model
         ("redraw", (True, False)),
         ("samples", (20, 30)),
         ("bins", (20, 10)),
-        ("decoupler", ("span", "rows")),
+        ("decoupler", ("span", "rows", "off")),
         ("gate", ("code", "paper", "shared")),
         ("temperature", (1.0, 50.0)),
-        ("spectral_power", (1.0, 2.0)),
-        ("residual_scale", (0.0, 0.3)),
+        ("exponent", (1.0, 2.0)),
+        ("residual_scale", (0.0, 0.3, "erase_scale")),
         ("iterations", (1, 3)),
         ("bures", (0.0, 0.3)),
         ("truncate", (1e-4, 0.5)),
@@ -172,7 +175,6 @@ def test_our_preset_moves_the_empty_text_less_than_the_released_one(model: Model
         ("target", ("mask", "interpolate", "full", "zero")),
         ("geometry", ("rows", "bures", "roll-back", "none")),
         ("concept_gram", (True, False)),
-        ("decouple", (True, False)),
         ("spectral", (True, False)),
         ("keep_scale", (0.0, 1.0)),
         ("expand", ("none", "code", "sentence")),
@@ -189,14 +191,19 @@ def test_every_setting_does_something(setting: str, values: tuple[Any, ...], mod
         "normalise": {"mask": "population", "power": 1.0, "sigma": 3.0},
         "balance": {"preset": "efface"},
         "companions": {"preset": "efface"},
-        "form": {"spectral": True, "mu": 0.3},
+        "preset": {"spectral": True, "mu": 0.3},
+        "anchored": {"preset": "paper"},
+        "empty_scale": {"preset": "efface"},
+        "keep_scale": {"preset": "efface"},
+        "anchor": {"preset": "efface"},
+        "relative": {"preset": "efface"},
         "redraw": {"sigma": 3.0},
         "draws": {"sigma": 3.0},
         "mask": {"sigma": 3.0},
         "negatives": {"mask": "population", "sigma": 3.0, "normalise": "unit", "power": 1.0},
         "gate": {"spectral": True, "mu": 0.3},
         "temperature": {"spectral": True, "mu": 3.0},
-        "spectral_power": {"spectral": True, "mu": 0.3},
+        "exponent": {"spectral": True, "mu": 0.3},
         "residual_scale": {"preset": "roll-back-similar", "geometry": "none"},
         "bures": {"geometry": "bures"},
         "truncate": {"preset": "paper"},
@@ -205,7 +212,7 @@ def test_every_setting_does_something(setting: str, values: tuple[Any, ...], mod
     }.get(setting, {})
     concepts = {
         "balance": ("dog", "noto style"), "companions": ("dog", "noto style"), "negatives": ("dog=wolf", "a red cat"),
-        "form": ("dog", "cat", "fire engine"),
+        "preset": ("dog", "cat", "fire engine"),
     }.get(setting, ())  # fmt: skip
     found = [deltas(model, erase(model, *concepts, **{**base, setting: v})) for v in values]
     for i, one in enumerate(found):
@@ -214,8 +221,8 @@ def test_every_setting_does_something(setting: str, values: tuple[Any, ...], mod
 
 
 def test_kept_texts_hold_their_outputs_better_with_a_weight_of_their_own(model: Model) -> None:
-    kept = model.encode(["a red house"])[0]
-    rows = kept.rows[1 : kept.count].double().T
+    kept = model.encode(["a red house"])[0].main
+    rows = kept.rows[kept.spans.content[0] : kept.spans.end[1]].double().T
 
     def moved(scale: float) -> float:
         found = deltas(model, erase(model, "dog", keep=("a red house",), preset="efface", keep_scale=scale))
@@ -228,7 +235,7 @@ def test_kept_texts_hold_their_outputs_better_with_a_weight_of_their_own(model: 
 def test_low_rank_storage_equals_the_dense_change(rank: int) -> None:
     g = torch.Generator().manual_seed(rank)
     delta = torch.randn(64, rank, generator=g).double() @ torch.randn(rank, 48, generator=g).double()
-    edit = _stored("a", delta)
+    edit = stored("a", delta)
     assert isinstance(edit, LowRank)
     assert edit.up.shape[1] == rank
     assert float((edit.delta("a", delta) - delta).norm() / delta.norm()) <= 1e-5
@@ -237,7 +244,7 @@ def test_low_rank_storage_equals_the_dense_change(rank: int) -> None:
 
 def test_a_change_of_full_rank_is_stored_dense_in_float32() -> None:
     delta = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)).double()
-    edit = _stored("a", delta)
+    edit = stored("a", delta)
     assert isinstance(edit, Dense)
     assert edit.change.dtype == torch.float32
     assert edit.change.equal(delta.float())
@@ -252,10 +259,10 @@ def test_sentences_stand_around_names_synonyms_anchors_and_kept_texts(model: Mod
     assert {"house", "a house", "a house in noto style"} <= set(kept)
     assert "in noto style" not in kept  # alone a style would take along what stays
     released = plan(model, ["dog=wolf", "noto style"], ["house"], preset="code", expand="code").needs.texts
-    forms = prompts.load("scapre")["released"]
+    forms = {kind: prompts.wordings("released", kind) for kind in ("style", "object")}
     assert set(released) == {
-        "", "dog", "wolf", "noto style", "house", *(f.format("noto") for f in forms["style"]),
-        *(f.format(name) for f in forms["object"] for name in ("dog", "wolf")),
+        "", "dog", "wolf", "noto style", "house", *(w.filled("noto") for w in forms["style"]),
+        *(w.filled(name) for w in forms["object"] for name in ("dog", "wolf")),
     }  # fmt: skip
     bare = plan(model, ["dog=wolf"], ["a house"], preset="code").needs.texts
     assert set(bare) == {"", "dog", "wolf", "a house"}
@@ -296,16 +303,26 @@ def test_which_kept_things_accompany_a_style_does_not_hang_on_any_order(model: M
     assert distance(*(deltas(model, erase(model, "dog", keep=tuple(kept[::s]), **draws)) for s in (1, -1))) <= 1e-6
 
 
-def test_fields_are_none_until_a_preset_decides() -> None:
-    assert all(getattr(ScaPre(), f) is None for f in ScaPre.__dataclass_fields__)
+def test_a_setting_that_the_form_of_the_preset_does_not_have_is_one_sentence(model: Model) -> None:
+    foreign: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("efface", {"power": 2}), ("efface", {"mask": "code"}), ("roll-back", {"decoupler": "span"}),
+        ("code", {"anchored": False}), ("paper", {"keep_scale": 1.0}),
+    )  # fmt: skip
+    for preset, setting in foreign:
+        said = rf"unknown setting of scapre \(preset {preset}\) '{next(iter(setting))}'"
+        with pytest.raises(UnknownName, match=said):
+            erase(model, preset=preset, **setting)
+    with pytest.raises(UnknownName, match=r"setting of scapre 'mask\.powr'; did you mean 'mask\.power'"):
+        efface.erase(model, "dog", **{"mask.powr": 2})
 
 
 # --- the forms -------------------------------------------------------------------------------------------------------
 
 
-def context(model: Model, *concepts: str, keep: tuple[str, ...] = (), **settings: Any) -> _Context:
+def context(model: Model, *concepts: str, keep: tuple[str, ...] = (), **settings: Any) -> System:
     made = plan(model, concepts, keep, **settings)
-    return _Context(made.method, gather(model, made.needs, Work()), made.request, Work())
+    (door,) = model.card.doors
+    return System(made.method, gather(model, made.needs, Work()), made.request, door, Work())
 
 
 def weights(model: Model) -> dict[str, Tensor]:
@@ -321,12 +338,12 @@ def test_the_papers_form_solves_its_anchored_sylvester_equation(decoupler: str, 
     """1.11-20."""
     c = context(model, "dog", "cat=a man", "a king", preset="paper", sigma=3.0, bures=0.0, decoupler=decoupler)
     gate, eye = Gate(kind="paper"), torch.eye(64, dtype=torch.float64)
-    X, which = c.pairs.context, list(c.pairs.which)
-    U, penalty = penalised(c.concepts, gate)
-    A = 0.5 * eye + c.pairs.stacked().T @ c.pairs.stacked() + (U * penalty) @ U.T
-    V = torch.einsum("ktd,kte->de", c.pairs.guide[which], X)  # sum of X*_k^T X_k
+    X, which = c.rows.pairs.context, list(c.rows.pairs.which)
+    U, penalty = penalised(c.rows.concepts, gate)
+    A = 0.5 * eye + c.rows.pairs.stacked().T @ c.rows.pairs.stacked() + (U * penalty) @ U.T
+    V = torch.einsum("ktd,kte->de", c.rows.pairs.guide[which], X)  # sum of X*_k^T X_k
     for name, W0 in weights(model).items():
-        W, alpha = c.site(W0, name)[0], c._masks(W0, name, "target")[0].amax(1)
+        W, alpha = c.site(W0, name).weight, c.channels.masks(W0, name, "target").values.amax(1)
         assert float(alpha.max()) == 1
         assert float(alpha.min()) < 0.9
         left = alpha[:, None] * (W if decoupler == "rows" else W @ c.shared.span @ c.shared.span.T)
@@ -336,7 +353,7 @@ def test_the_papers_form_solves_its_anchored_sylvester_equation(decoupler: str, 
 
 def test_without_decoupler_the_papers_form_is_the_ridge(model: Model) -> None:
     """1.11-20: alpha = 0."""
-    ridge: dict[str, Any] = {"decouple": False, "spectral": False, "bures": 0.0}
+    ridge: dict[str, Any] = {"decoupler": "off", "spectral": False, "bures": 0.0}
     assert distance(
         deltas(model, efface.erase(model, "dog", (), "scapre", "paper", **ridge)),
         deltas(model, efface.erase(model, "dog", (), "uce", "paper", preserve_scale=1e-12)),
@@ -378,22 +395,22 @@ def test_a_huge_ridge_returns_the_original_in_every_form(preset: str, model: Mod
     for lam, stays in ((1e10, True), (0.5, False)):
         # the paper's full step leaves weak directions out, those of the original too
         c = context(model, "dog", "cat", preset=preset, lam=lam, truncate=1e-12)
-        assert all((relative(c.site(W0, name)[0], W0) <= 1e-6) == stays for name, W0 in weights(model).items())
+        assert all((relative(c.site(W0, name).weight, W0) <= 1e-6) == stays for name, W0 in weights(model).items())
 
 
-@pytest.mark.parametrize("form", ["roll-back", "large-scale", "paper"])
+@pytest.mark.parametrize("preset", ["roll-back", "code", "paper"])
 def test_constant_masks_give_one_operator_for_all_sites(
-    form: str, model: Model, monkeypatch: pytest.MonkeyPatch
+    preset: str, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1.11-24."""
-    settings = {"form": form, "mask": "off", "mu": 0.0, "geometry": "roll-back", "floor": 1.0, "spectral": True}
+    settings = {"preset": preset, "mask": "off", "mu": 0.0, "geometry": "roll-back", "floor": 1.0, "spectral": True}
     one = erase(model, **settings)
     assert [type(e) for e in one.edits] == [Operator]
-    c = context(model, "dog", "cat", keep=("a house",), preset="code", **settings)
-    P = c.site(torch.eye(64, dtype=torch.float64), "")[0]
+    c = context(model, "dog", "cat", keep=("a house",), **settings)
+    P = c.site(torch.eye(64, dtype=torch.float64), "").weight
     for name, W0 in weights(model).items():
-        assert relative(c.site(W0, name)[0], W0 @ P) <= 1e-10
-    monkeypatch.setattr(ScaPre, "_one_operator", False)
+        assert relative(c.site(W0, name).weight, W0 @ P) <= 1e-10
+    monkeypatch.setattr(ScaPre, "linear", False)
     many = erase(model, **settings)
     assert len(many.edits) == len(many.sites)
     assert distance(deltas(model, one), deltas(model, many)) <= 1e-5
@@ -415,20 +432,22 @@ def test_keys_or_values_alone_are_edited_as_among_both(preset: str, model: Model
 
 def test_every_preset_by_task_holds_the_published_flags(model: Model) -> None:
     def resolved(preset: str, *concepts: str, **more: Any) -> dict[str, Any]:
-        return dataclasses.asdict(plan(model, concepts or ("dog",), preset=preset, **more).method)
+        return flat(plan(model, concepts or ("dog",), preset=preset, **more).method)
 
     def differ(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in one.items() if v != two[k]}
 
     fifty, ten = resolved("code"), resolved("roll-back")
-    assert (fifty["erase_scale"], fifty["power"], fifty["iterations"], fifty["spectral"]) == (3, 5, 1, False)
-    assert (ten["erase_scale"], ten["power"], ten["floor"], ten["spectral"], ten["guide"]) == (1, 2, 0.8, False, "")
-    changed = {"erase_scale": 2, "power": 8, "spectral": True, "samples": 30}
+    assert [fifty[k] for k in ("erase_scale", "mask.power", "geometry.iterations", "spectral.on")] == [3, 5, 1, False]
+    flags = ("erase_scale", "mask.power", "geometry.floor", "spectral.on", "texts.guide")
+    assert [ten[k] for k in flags] == [1, 2, 0.8, False, ""]
+    changed = {"erase_scale": 2, "mask.power": 8, "spectral.on": True, "entropy.samples": 30}
     assert differ(resolved("code-similar"), fifty) == changed
-    assert differ(resolved("roll-back-similar"), ten) == {"floor": 1, "spectral": True}
-    assert differ(resolved("roll-back", "noto style"), ten) == {"floor": 0.5, "guide": "art"}
+    assert differ(resolved("roll-back-similar"), ten) == {"geometry.floor": 1, "spectral.on": True}
+    assert differ(resolved("roll-back", "noto style"), ten) == {"geometry.floor": 0.5, "texts.guide": "art"}
     assert resolved("code", "noto style") == fifty
-    assert set(VALUES["code"]) == set(ScaPre.__dataclass_fields__)
+    forms = {"code": LargeScale, "roll-back": RollBack, "paper": Paper, "efface": KeptSentences, "world": KeptSentences}
+    assert {p: type(v) for p, v in VALUES.items() if p in forms} == forms
 
 
 # --- saying and refusing ---------------------------------------------------------------------------------------------
@@ -456,7 +475,8 @@ def test_an_explicit_request_takes_complete_prompts_from_the_users_file_and_noth
         made = plan(model, ["sensitive:dog"], preset=preset, prompt_file=str(file))
         assert set(made.needs.texts) == {"", "a red house", "a dog on a boat"}
     sensitive = plan(model, ["sensitive:dog"], preset="code", prompt_file=str(file)).method
-    assert (sensitive.mask, sensitive.iterations, plan(model, ["dog"], preset="code").method.mask) == ("off", 2, "code")
+    assert (sensitive.mask.information, sensitive.geometry.iterations) == ("off", 2)
+    assert plan(model, ["dog"], preset="code").method.mask.information == "code"
     patch = efface.erase(model, ["sensitive:dog"], ["cat"], preset="code", prompt_file=str(file))
     assert patch.recipe["numbers"]["shared"]["concepts"] == 2
     cases: tuple[tuple[list[str], dict[str, Any], str], ...] = (
@@ -501,7 +521,7 @@ def test_a_guide_that_is_its_concept_is_refused_by_name(model: Model) -> None:
         ({"draws": 0}, "draws"),
         ({"sigma": float("nan")}, "sigma"),
         ({"erase_scale": float("inf")}, "erase_scale"),
-        ({"form": "rollback"}, "form"),
+        ({"geometry": "rollback"}, "geometry"),
         ({"decoupler": "rows", "spectral": True}, "decoupler"),
     ],
 )
@@ -513,9 +533,9 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, Any], said: str, m
 def test_nan_from_the_text_encoder_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Model.encode
 
-    def broken(self: Model, texts: list[str], rows: str = "all") -> list[Encoded]:
+    def broken(self: Model, texts: list[str], whole: bool = True) -> list[Encoded]:
         scale = {"dog": float("nan")}
-        return [dataclasses.replace(e, rows=e.rows * scale.get(e.text, 1.0)) for e in encode(self, texts, rows)]
+        return [e.times(scale.get(e.text, 1.0)) for e in encode(self, texts, whole)]
 
     monkeypatch.setattr(Model, "encode", broken)
     for preset in PRESETS:
@@ -535,8 +555,8 @@ def test_an_equation_that_rounding_spoils_is_refused(
 def test_kept_styles_are_kept_on_kept_things_and_weigh_as_one_sentence(model: Model) -> None:
     """Ours: things and styles of the keep list are combined; neither is the anchor or companion of the other kind."""
     made = plan(model, ["dog", "ink style"], ["wolf", "house", "oil style", "flat style"], preset="efface")
-    assert isinstance(made.method, ScaPre)
-    kept = made.method._kept_texts(made.request)
+    assert isinstance(made.method, KeptSentences)
+    kept = made.method.kept_texts(made.request)
     one = kept["a wolf"]
     assert {t: w for t, w in kept.items() if t.startswith("a wolf in")} == {
         "a wolf in oil style": one / 2, "a wolf in flat style": one / 2,

@@ -22,7 +22,7 @@ def test_sites_are_the_same_from_pipeline_folder_and_configuration(tiny: Model, 
     pipe = tiny_pipe()
     configs = {p: config_of(p) for p in ("unet", "text_encoder", "vae")}
     configs["unet"] = dict(reversed(configs["unet"].items()))
-    card = StableDiffusion.card("x", {**configs, "scheduler": {"_class_name": "PNDMScheduler"}}, {})
+    card = StableDiffusion().card("x", {**configs, "scheduler": {"_class_name": "PNDMScheduler"}}, {})
     assert card.sites == tiny.card.sites == efface.load(pipe).card.sites
     assert [s.name for s in card.sites] == sorted(s.name for s in card.sites)
     state = pipe.unet.state_dict()
@@ -36,13 +36,13 @@ def test_stable_diffusion_has_sixteen_keys_and_values_of_the_text_width(version:
     configs = {"unet": {**config_of("unet"), **_defaults(), **SD_UNETS[version]}, "text_encoder": text,
                "vae": {"block_out_channels": [128, 256, 512, 512]},
                "scheduler": {"_class_name": "PNDMScheduler"}}  # fmt: skip
-    card = StableDiffusion.card(version, configs, {})
+    card = StableDiffusion().card(version, configs, {})
     width = SD_UNETS[version]["cross_attention_dim"]
     for role in ("cross.k", "cross.v"):
         assert [s.shape[1] for s in card.select(role)] == [width] * 16
-        assert {s.stream for s in card.select(role)} == {"text"}
+        assert {s.door for s in card.select(role)} == {"text"}
     assert (card.streams[0].width, card.streams[0].length, card.size) == (width, 77, (512, 512))
-    assert {s.stream for s in card.select("self.k", "self.v", "cross.q", "ff.in")} == {None}
+    assert {s.door for s in card.select("self.k", "self.v", "cross.q", "ff.in")} == {None}
 
 
 def _defaults() -> dict[str, object]:
@@ -61,7 +61,7 @@ def test_the_tiny_and_the_bundled_model_have_as_many_keys_as_values_and_text_ent
     for model in (tiny, mini):
         keys, values = model.card.select("cross.k"), model.card.select("cross.v")
         assert len(keys) == len(values) > 0
-        assert {s for s in model.card.sites if s.stream} == {*keys, *values}
+        assert {s for s in model.card.sites if s.door} == {*keys, *values}
     assert len(tiny.card.select("cross.k")) == 4
 
 
@@ -83,9 +83,9 @@ def test_mini_states_its_preset_steps_and_guidance_and_others_are_efface(mini: M
 def test_a_weight_is_read_from_disk_without_opening_the_denoiser(tiny: Model) -> None:
     site = tiny.card.select("cross.v")[0].name
     from_disk = tiny.weight(site)
-    assert not tiny._opened
+    assert not tiny.network.opened
     tiny.part("unet")
-    assert tiny._opened
+    assert tiny.network.opened
     assert tiny.weight(site).equal(from_disk)
 
 

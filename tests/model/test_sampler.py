@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from conftest import MakePipe
 from efface.errors import BadRequest, Cancelled
 from efface.model import Model
 from efface.model import places as guards
-from efface.model.sampler import latents, sample
-from efface.patch import Guard, Patch
 from efface.work import Work
+from nudge import Add, nudges
 
 PROMPTS, SEEDS = ["a dog", "a red house", "a cat in noto style"], [0, 5, 9]
 
@@ -39,62 +37,62 @@ def test_the_pixels_are_those_of_the_pipeline(scheduler: str, guidance: float, t
     pipe = tiny_pipe(scheduler=scheduler)
     wanted = drawn_by(pipe, PROMPTS, SEEDS, num_inference_steps=4, guidance_scale=guidance)
     model = efface.load(pipe)
-    found = sample(model, PROMPTS, SEEDS, steps=4, guidance=guidance)
+    found = model.sample(PROMPTS, SEEDS, steps=4, guidance=guidance)
     assert distance(found, wanted) <= 1
-    assert distance(sample(model, PROMPTS, [1, 2, 3], steps=4, guidance=guidance), wanted) > 1
+    assert distance(model.sample(PROMPTS, [1, 2, 3], steps=4, guidance=guidance), wanted) > 1
 
 
 def test_the_pixels_of_mini_are_those_of_its_pipeline(mini: Model) -> None:
     pipe = mini.pipeline()
     pipe.set_progress_bar_config(disable=True)
     wanted = drawn_by(pipe, PROMPTS[:1], [7], num_inference_steps=4, guidance_scale=4.0)
-    assert distance(sample(mini, PROMPTS[:1], [7], steps=4), wanted) <= 1
+    assert distance(mini.sample(PROMPTS[:1], [7], steps=4), wanted) <= 1
 
 
 def test_the_first_latents_are_those_of_the_pipeline_bit_by_bit_whatever_the_batch(tiny_pipe: MakePipe) -> None:
     pipe = tiny_pipe()
     model = efface.load(pipe)
-    found, _ = latents(model, SEEDS)
+    found, _ = model.network.noise(SEEDS)
     generators = [torch.Generator().manual_seed(s) for s in SEEDS]
     height, width = model.card.size
     args = (len(SEEDS), model.card.latent[0], height, width, model.dtype, model.device, generators)
     assert pipe.prepare_latents(*args).equal(found * pipe.scheduler.init_noise_sigma)
     for i, seed in enumerate(SEEDS):
-        assert latents(model, [seed])[0].equal(found[i : i + 1])
+        assert model.network.noise([seed])[0].equal(found[i : i + 1])
 
 
 def test_batches_agree_within_one_level(tiny: Model) -> None:
-    whole = sample(tiny, PROMPTS, SEEDS, steps=3)
-    assert distance(sample(tiny, PROMPTS, SEEDS, steps=3, batch=1), whole) <= 1
-    assert distance(sample(tiny, PROMPTS, SEEDS, steps=3, batch=2), whole) <= 1
-    turned = sample(tiny, PROMPTS[::-1], SEEDS[::-1], steps=3)
+    whole = tiny.sample(PROMPTS, SEEDS, steps=3)
+    assert distance(tiny.sample(PROMPTS, SEEDS, steps=3, batch=1), whole) <= 1
+    assert distance(tiny.sample(PROMPTS, SEEDS, steps=3, batch=2), whole) <= 1
+    turned = tiny.sample(PROMPTS[::-1], SEEDS[::-1], steps=3)
     assert distance(turned[::-1], whole) <= 1
 
 
 def test_the_same_call_gives_the_same_bits(tiny: Model) -> None:
-    assert (sample(tiny, PROMPTS, SEEDS, steps=2) == sample(tiny, PROMPTS, SEEDS, steps=2)).all()
+    assert (tiny.sample(PROMPTS, SEEDS, steps=2) == tiny.sample(PROMPTS, SEEDS, steps=2)).all()
 
 
 def test_generate_draws_prompt_by_prompt_with_every_seed(tiny: Model) -> None:
     images = tiny.generate(["a dog", "a cat"], seeds=[0, 4], steps=1)
-    wanted = sample(tiny, ["a dog", "a dog", "a cat", "a cat"], [0, 4, 0, 4], steps=1)
+    wanted = tiny.sample(["a dog", "a dog", "a cat", "a cat"], [0, 4, 0, 4], steps=1)
     assert (np.stack([np.asarray(i) for i in images]) == wanted).all()
     assert images[0].size == (64, 64)
 
 
 def test_a_card_states_steps_and_guidance_that_hold_by_default(tiny: Model) -> None:
     tiny.card = replace(tiny.card, steps=2, guidance=3.0)
-    assert (sample(tiny, PROMPTS, SEEDS) == sample(tiny, PROMPTS, SEEDS, steps=2, guidance=3.0)).all()
-    assert distance(sample(tiny, PROMPTS, SEEDS), sample(tiny, PROMPTS, SEEDS, steps=2, guidance=9.0)) > 1
+    assert (tiny.sample(PROMPTS, SEEDS) == tiny.sample(PROMPTS, SEEDS, steps=2, guidance=3.0)).all()
+    assert distance(tiny.sample(PROMPTS, SEEDS), tiny.sample(PROMPTS, SEEDS, steps=2, guidance=9.0)) > 1
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
 def test_guidance_of_at_most_one_is_off_and_costs_one_row_an_image(guidance: float, tiny: Model) -> None:
     seen: list[int] = []
     tap = {tiny.card.select("cross.k")[0].name: lambda step, site, a, out: seen.append(len(a))}
-    found = sample(tiny, PROMPTS, SEEDS, steps=2, guidance=guidance, taps=tap)
+    found = tiny.sample(PROMPTS, SEEDS, steps=2, guidance=guidance, taps=tap)
     assert seen == [3, 3]
-    assert (found == sample(tiny, PROMPTS, SEEDS, steps=2, guidance=1.0)).all()
+    assert (found == tiny.sample(PROMPTS, SEEDS, steps=2, guidance=1.0)).all()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,7 @@ def test_a_wrong_call_names_what_is_wrong(
     prompts: list[str], seeds: list[int], more: dict[str, int], named: str, tiny: Model
 ) -> None:
     with pytest.raises(BadRequest, match=named):
-        sample(tiny, prompts, seeds, **more)  # pyright: ignore[reportArgumentType]
+        tiny.sample(prompts, seeds, **more)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_cancelled_work_stops_it_and_leaves_no_hook(tiny: Model) -> None:
@@ -121,7 +119,7 @@ def test_a_cancelled_work_stops_it_and_leaves_no_hook(tiny: Model) -> None:
 
     site = tiny.card.select("cross.k")[0].name
     with pytest.raises(Cancelled):
-        sample(tiny, PROMPTS, SEEDS, steps=5, taps={site: tap}, work=work)
+        tiny.sample(PROMPTS, SEEDS, steps=5, taps={site: tap}, work=work)
     assert steps == [0]
     assert not tiny.part("unet").get_submodule(site)._forward_hooks
 
@@ -129,38 +127,9 @@ def test_a_cancelled_work_stops_it_and_leaves_no_hook(tiny: Model) -> None:
 # --- the five places -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Nudge:
-    """A throw-away rule: adds a constant to whatever passes, and writes down where it was called."""
-
-    place: str
-    amount: float
-    calls: list[tuple[int, str, tuple[int, ...]]] = field(default_factory=list)
-
-    def start(self, call: guards.Call) -> str:
-        return call.prompts[0]
-
-    def at(self, step: guards.Step, state: Any, value: Any, site: str) -> Any:
-        assert state == PROMPTS[0]
-        tensor = {"prompt": lambda: value.values, "prediction": lambda: value.guided}.get(self.place, lambda: value)()
-        self.calls.append((step.index, site, tuple(tensor.shape)))
-        moved = tensor + self.amount * torch.linspace(-1, 1, tensor.shape[-1], dtype=tensor.dtype)
-        return replace(value, values=moved) if self.place == "prompt" else moved
-
-
 @pytest.fixture
-def nudge() -> Iterator[Any]:
-    made: list[Nudge] = []
-
-    def add(place: str, amount: float) -> tuple[Patch, Nudge]:
-        rule = Nudge(place, amount)
-        made.append(rule)
-        guards.rule(f"nudge-{place}")(lambda guard, strength: rule)
-        return Patch((Guard(f"nudge-{place}"),)), rule
-
-    yield add
-    for rule in made:
-        del guards._RULES[f"nudge-{rule.place}"]
+def nudge(monkeypatch: pytest.MonkeyPatch) -> Add:
+    return nudges(monkeypatch, PROMPTS[0])
 
 
 def _where(model: Model, place: str) -> list[str]:
@@ -176,13 +145,13 @@ def test_there_are_five_places() -> None:
 
 
 @pytest.mark.parametrize("place", guards.PLACES)
-def test_a_rule_acts_once_at_its_place_and_is_gone_afterwards(place: str, nudge: Any, tiny: Model) -> None:
-    base = sample(tiny, PROMPTS, SEEDS, steps=3)
+def test_a_rule_acts_once_at_its_place_and_is_gone_afterwards(place: str, nudge: Add, tiny: Model) -> None:
+    base = tiny.sample(PROMPTS, SEEDS, steps=3)
     patch, rule = nudge(place, 2.0)
     with patch.applied(tiny):
-        edited = sample(tiny, PROMPTS, SEEDS, steps=3)
+        edited = tiny.sample(PROMPTS, SEEDS, steps=3)
     assert distance(edited, base) > 1
-    assert (sample(tiny, PROMPTS, SEEDS, steps=3) == base).all()
+    assert (tiny.sample(PROMPTS, SEEDS, steps=3) == base).all()
     if place == "prompt":
         assert rule.calls == [(-1, "", (6, 24, 64))]
         return
@@ -194,17 +163,17 @@ def test_a_rule_acts_once_at_its_place_and_is_gone_afterwards(place: str, nudge:
 
 
 @pytest.mark.parametrize("place", guards.PLACES)
-def test_a_rule_that_adds_nothing_changes_no_pixel(place: str, nudge: Any, tiny: Model) -> None:
-    base = sample(tiny, PROMPTS, SEEDS, steps=2)
+def test_a_rule_that_adds_nothing_changes_no_pixel(place: str, nudge: Add, tiny: Model) -> None:
+    base = tiny.sample(PROMPTS, SEEDS, steps=2)
     patch, rule = nudge(place, 0.0)
     with patch.applied(tiny):
-        assert (sample(tiny, PROMPTS, SEEDS, steps=2) == base).all()
+        assert (tiny.sample(PROMPTS, SEEDS, steps=2) == base).all()
     assert rule.calls
 
 
-def test_rules_act_in_the_order_of_application(nudge: Any, tiny: Model) -> None:
+def test_rules_act_in_the_order_of_application(nudge: Add, tiny: Model) -> None:
     """The latent rule sees what the prediction rule made of the step."""
     (one, first), (two, second) = nudge("prediction", 1.0), nudge("latent", 1.0)
     with one.applied(tiny), two.applied(tiny):
-        sample(tiny, PROMPTS, SEEDS, steps=2)
+        tiny.sample(PROMPTS, SEEDS, steps=2)
     assert len(first.calls) == len(second.calls) == 2

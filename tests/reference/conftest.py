@@ -19,6 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from efface.families._text import clip_spans
+from efface.model.text import Encoded, Encoding
+
 HERE = Path(__file__).parent
 
 
@@ -42,6 +45,11 @@ class Case:
         """The stated tolerance of a group of tensors, relative or absolute as the case says."""
         entry = self.facts["tolerance"][group]
         return entry["rtol"] or entry["atol"]
+
+
+def encoded(text: str, rows: Tensor, count: int) -> Encoded:
+    """A text of `count` tokens, both ends among them, in the one stream of a CLIP encoder."""
+    return Encoded(text, {"text": Encoding(rows, clip_spans(count, len(rows)))})
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

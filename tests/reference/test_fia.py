@@ -14,10 +14,9 @@ from efface.errors import NothingChanged
 from efface.evidence.gather import Evidence, gather
 from efface.evidence.needs import Needs, PromptGroup, State, Statistics
 from efface.evidence.reducers import ColumnNorms
-from efface.methods.fia import FIA
 from efface.numerics.saliency import Moments, Sensitivity, contrast, fuse, moments, select, spared_from
 from efface.patch import Mask
-from efface.registry import resolve
+from efface.registry import choose, resolve
 from efface.request import Concept, Request
 from efface.work import Work
 
@@ -102,10 +101,10 @@ def test_the_preset_code_prunes_what_the_released_code_prunes(case: Case) -> Non
         asked = {k: setting[k] for k in ("r1", "r2", "alpha")} | {"hard": ";".join(hard)}
         asked |= {"r2_hard": max(hard.values())} if hard else {}
         assert len(set(hard.values())) <= 1
-        method = FIA(**asked, saliency_steps=p["saliency_steps"], inference_steps=p["inference_steps"])
+        asked |= {k: p[k] for k in ("saliency_steps", "inference_steps")}
         wanted = {name: case.tensors[f"out/s{i}/{name}/prune_indices"].tolist() for name in layers(case)}
         wanted = {name: rows for name, rows in wanted.items() if rows}
-        solver = resolve(method, request, model.card)
+        solver = resolve(choose("fia", asked), request, model.card)
         if not wanted:
             with pytest.raises(NothingChanged):
                 solver.solve(model, Stored(), request, Work())
@@ -158,7 +157,7 @@ def test_norms_and_masks_end_to_end(case: Case, tmp_path: Path) -> None:
     """2.9-22, 2.9-18. From prompts and seed, through our sampler; PNDM calls the network twice at its second step."""
     p = case.parameters
     model = efface.load(_folder(p["scheduler"], tmp_path), "cpu")
-    scheduler = model.scheduler()
+    scheduler = model.network.scheduler()
     scheduler.set_timesteps(p["inference_steps"])
     steps = p["saliency_steps"]
     assert [int(t) for t in scheduler.timesteps[:steps]] == p["timesteps_used"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from efface.numerics.ridge import Ridge, ridge_operator, tensor_delta
-from efface.numerics.rows import tail_pairs
+from efface.numerics.rows import Spans, tail_pairs
 
 from .conftest import Case, original_weights, relative
 
@@ -32,7 +32,10 @@ def constraints_of_2023(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     blocks = []
     for k, pair in enumerate(case.facts["inputs"]["constraint_rows"]):
         starts = pair["concept_rows"][0], pair["guide_rows"][0]
-        X, G = tail_pairs(by_text[pair["concept"]], starts[0], by_text[pair["guide"]], starts[1])
+        texts = [by_text[pair[which]] for which in ("concept", "guide")]
+        # the stored numbers are those of the last content rows: as many tokens stand before the end
+        spans = [Spans.of(at, len(text)) for at, text in zip(starts, texts, strict=True)]
+        X, G = tail_pairs(texts[0], spans[0], texts[1], spans[1])
         assert len(X) == pair["concept_rows"][1] - starts[0]
         blocks.append((X, G, p["erase_scale"], k))
     blocks += [(X, X, p["preserve_scale"], -1) for X in (by_text[t] for t in p["retain_texts"])]

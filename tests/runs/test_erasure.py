@@ -67,7 +67,7 @@ def test_a_concept_longer_than_the_window_is_refused_before_any_weight_is_read(t
     for concepts, keep in ((["dog " * 30], []), (["dog=" + "cat " * 30], []), (["dog"], ["cat " * 30])):
         with pytest.raises(BadRequest, match="tokens, but tiny reads 22"):
             efface.erase(tiny, concepts, keep)
-    assert not tiny._opened
+    assert not tiny.network.opened
 
 
 @pytest.mark.parametrize("beside", [{"keep": ["cat"]}, {"seed": 3}, {"preset": "paper"}])

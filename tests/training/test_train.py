@@ -34,7 +34,7 @@ class Away:
     """Sends the prediction for "dog" away from the base's, at latents that wander with the trained network."""
 
     def __init__(self, model: Model, work: Work, fail_at: int = -1, factor: float = 1.0) -> None:
-        self.text = model.encode(["dog"])[0].rows[None]
+        self.text = model.network.context(["dog"])
         self.shape, self.work, self.fail_at, self.factor = (1, *model.card.latent), work, fail_at, factor
         self.latent: Tensor | None = None
 
@@ -43,14 +43,16 @@ class Away:
             raise RuntimeError("inside")
         if self.latent is None or index % 3 == 0:
             self.latent = torch.randn(self.shape, generator=self.work.rng(f"noise {index}")).to(net.dtype)
-        t, rows = torch.tensor(300), self.text.to(net.dtype)
+        t, rows = torch.tensor(300), self.text.to(net.device, net.dtype)
         target = -net.reference(self.latent, t, rows)
         said = net.predict(self.latent, t, rows)
         return {"one": self.factor * (said - target).square().mean(), "two": 0.1 * said.mean()}
 
     def after(self, net: Net, index: int) -> None:
         assert self.latent is not None
-        self.latent = self.latent - 0.1 * net.predict(self.latent, torch.tensor(300), self.text.to(net.dtype))
+        self.latent = self.latent - 0.1 * net.predict(
+            self.latent, torch.tensor(300), self.text.to(net.device, net.dtype)
+        )
 
     def where(self, index: int) -> str:
         return f"place {index}"
@@ -95,6 +97,31 @@ def wide() -> Model:
     return efface.load(make_pipe(dtype=torch.float64))
 
 
+# --- gradients by term -----------------------------------------------------------------------------------------------
+
+
+def test_the_sum_of_the_terms_gradients_is_the_gradient_of_their_sum(wide: Model) -> None:
+    plain = Run(wide).go(3)
+    seen: list[set[str]] = []
+
+    def summed(by_term: dict[str, Any]) -> list[Tensor]:
+        seen.append(set(by_term))
+        return [torch.stack(list(parts)).sum(0) for parts in zip(*by_term.values(), strict=True)]
+
+    by_term = Run(wide).go(3, combine=summed)
+    assert seen == [{"one", "two"}] * 3
+    assert by_term.losses == pytest.approx(plain.losses, rel=1e-9)
+    for name, parameter in plain.net.trained.items():
+        assert float((by_term.net.trained[name] - parameter).norm()) <= 1e-6 * float(parameter.norm())
+
+
+def test_a_term_can_be_left_out_of_the_gradient(wide: Model) -> None:
+    plain = Run(wide).go(3)
+    alone = Run(wide).go(3, combine=lambda by_term: by_term["one"])
+    assert alone.losses[0] == plain.losses[0]
+    assert alone.bits != plain.bits
+
+
 # --- the base stays as it is -----------------------------------------------------------------------------------------
 
 
@@ -127,9 +154,9 @@ def test_at_every_yield_after_an_exception_and_after_a_cancel_the_model_is_as_be
 def test_the_reference_is_the_untouched_network_bit_for_bit_and_costs_no_second_one(rank: int, model: Model) -> None:
     """3.7-11."""
     run = Run(model, rank=rank).go(2)
-    z, t, rows = torch.randn(2, *model.card.latent), torch.tensor(500), run.objective.text.expand(2, -1, -1)
+    z, t, rows = torch.randn(2, *model.card.latent), torch.tensor(500), run.objective.text.take([0, 0])
     with torch.no_grad():
-        wanted = model.part("unet")(z, t, encoder_hidden_states=rows).sample
+        wanted = model.network.predict(z, t, rows)
         with run.net:
             trained = run.net.predict(z, t, rows)
             assert run.net.reference(z, t, rows).equal(wanted)
@@ -231,14 +258,14 @@ def test_adapters_on_matrices_and_kernels_are_their_low_rank_patch(wide: Model) 
     patch = Patch(run.net.edits())
     assert {type(e) for e in patch.edits} == {LowRank}
     assert set(patch.sites) == set(sites)
-    z, t, rows = torch.randn(1, *wide.card.latent, dtype=torch.float64), torch.tensor(200), run.objective.text.double()
+    z, t, rows = torch.randn(1, *wide.card.latent, dtype=torch.float64), torch.tensor(200), run.objective.text
     with torch.no_grad():
         with run.net:
             wanted, base = run.net.predict(z, t, rows), run.net.reference(z, t, rows)
         with patch.applied(wide):
-            found = wide.part("unet")(z, t, encoder_hidden_states=rows).sample
+            found = wide.network.predict(z, t, rows)
         with patch.scaled(0).applied(wide):
-            assert wide.part("unet")(z, t, encoder_hidden_states=rows).sample.equal(base)
+            assert wide.network.predict(z, t, rows).equal(base)
     # the patch keeps float32 factors
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert float((wanted - base).norm()) > 1e-3 * float(base.norm())
@@ -390,7 +417,7 @@ def test_two_processes_stopped_and_resumed_go_on_with_their_own_share(
 ) -> None:
     """3.7-17: two trajectories of one batch, stopped between two steps of a pass."""
     exchange, folder = Exchange(), tmp_path if kept == "file" else None
-    monkeypatch.setattr("efface.methods.kscu.Team", exchange.team)
+    monkeypatch.setattr("efface.methods._key_steps.Team", exchange.team)
     models = [efface.load(make_pipe()) for _ in range(2)]
     settings: dict[str, Any] = {"method": "kscu", "preset": "code", "updates": 3, "steps": 6, "first_step": 3}
     settings |= {"scope": "xattn", "batch": 2, "learning_rate": 1e-3}
@@ -413,7 +440,7 @@ def test_two_processes_stopped_and_resumed_go_on_with_their_own_share(
         assert found.keys() == whole[0].keys()
         assert all(found[s].equal(w) for s, w in whole[0].items())
     assert all(whole[1][s].equal(w) for s, w in whole[0].items())
-    monkeypatch.setattr("efface.methods.kscu.Team", lambda: Team(1, 0))
+    monkeypatch.setattr("efface.methods._key_steps.Team", lambda: Team(1, 0))
     with pytest.raises(BadRequest, match="'processes' is 2, not 1"):
         erased(0, works[0])
 

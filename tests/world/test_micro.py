@@ -12,7 +12,6 @@ import torch
 import efface
 from efface import world
 from efface.judges import world as judges
-from efface.model.sampler import sample
 from efface.worldmaking.sizes import MICRO
 
 GOLDS = ("micro-without-airplane-bomb-octopus-umbrella", "micro-without-monochrome_style")
@@ -33,7 +32,7 @@ def micro() -> efface.Model:
 
 def seen(judge: judges.WorldJudge, model: efface.Model, asked: list[tuple[str, str, int]]) -> np.ndarray:
     """bool (n,): is the label of each (prompt, label, seed) seen in the drawing?"""
-    pictures = sample(model, [prompt for prompt, _, _ in asked], [seed for _, _, seed in asked])
+    pictures = model.sample([prompt for prompt, _, _ in asked], [seed for _, _, seed in asked])
     labels = [*judge.objects, *judge.styles]
     return judge.look(pictures).hits[np.arange(len(asked)), [labels.index(label) for _, label, _ in asked]]
 
@@ -79,7 +78,7 @@ def test_plain_diffusers_draws_the_same(name: str) -> None:
     from diffusers import StableDiffusionPipeline
 
     model = efface.load(name, device="cpu")
-    ours = sample(model, ["a guitar"], [3], batch=1)[0]
+    ours = model.sample(["a guitar"], [3], batch=1)[0]
     pipe = StableDiffusionPipeline.from_pretrained(model.folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)

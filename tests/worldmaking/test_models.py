@@ -134,12 +134,11 @@ def test_unfinished_drawings_are_those_of_the_sampler_when_finished(trained: Pat
     import numpy as np
 
     from efface.model import load
-    from efface.model.sampler import sample
     from efface.worldmaking.half_redrawn import unfinished
 
     model = load(str(trained / "train" / "toy" / "model"), "cpu", "float32", offline=True)
     prompts, seeds = ["a dog", "a cat in noto style"], [3, 4]
-    whole = sample(model, prompts, seeds).astype(int)
+    whole = model.sample(prompts, seeds).astype(int)
     assert np.abs(unfinished(model, prompts, seeds, 1.0).astype(int) - whole).max() <= 1
     assert np.abs(unfinished(model, prompts, seeds, 0.4).astype(int) - whole).max() > 1
 

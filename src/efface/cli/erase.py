@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from efface.cli import options as o
+from efface.registry import Path
 
 NAME = "erase"
 
@@ -38,7 +39,6 @@ def command(
 
     from efface.erasure import plan, saved_state, solve
     from efface.errors import OutputExists, WrongFile
-    from efface.files import write_bytes
     from efface.request import Request, read_lines
 
     if out.exists() and not overwrite:
@@ -49,10 +49,7 @@ def command(
     request = Request.build(o.gathered(concept, concepts), kept, seed, preset)
     settings: dict[str, Any] = dict(o.settings_of(set_))
     made = plan(o.opened(model, device, dtype, threads, offline), request, method=method, **settings)
-    for line in made.lines():
-        print(line, file=sys.stderr)
-    for line in made.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+    print(*made.lines(), *(f"warning: {w}" for w in made.warnings), sep="\n", file=sys.stderr)
     if dry_run:
         o.emit({"plan": made.lines(), "warnings": made.warnings}, json, [])
         return
@@ -62,23 +59,17 @@ def command(
         with work.interruptible():
             patch = solve(made, work)
         patch.save(out, overwrite=overwrite)
+    _note(out, round(time.monotonic() - start, 3), made.warnings)
+    size, sites = out.stat().st_size, len(patch.sites)
+    said = {"patch": str(out), "hash": patch.hash, "bytes": size, "sites": sites, "warnings": made.warnings}
+    o.emit(said, json, [f"{out}: {size / 1e6:.2f} MB, {sites} sites, {patch.hash}"])
+
+
+def _note(out: Path, seconds: float, warnings: list[str]) -> None:
+    """What may vary between runs, in a file beside the patch."""
     import json as encoder
 
-    beside = {
-        "seconds": round(time.monotonic() - start, 3),
-        "python": platform.python_version(),
-        "warnings": made.warnings,
-    }
+    from efface.files import write_bytes
+
+    beside = {"seconds": seconds, "python": platform.python_version(), "warnings": warnings}
     write_bytes(out.with_name(f"{out.name}.json"), encoder.dumps(beside, indent=1).encode())
-    size = out.stat().st_size
-    o.emit(
-        {
-            "patch": str(out),
-            "hash": patch.hash,
-            "bytes": size,
-            "sites": len(patch.sites),
-            "warnings": made.warnings,
-        },
-        json,
-        [f"{out}: {size / 1e6:.2f} MB, {len(patch.sites)} sites, {patch.hash}"],
-    )

@@ -156,10 +156,8 @@ def check(
         judges.append(selection.load(judge and judge / "selection"))
     except Unavailable as error:
         _say(f"the selection judge's rates are left out: {error}")
-    places = (opened.folder.parent, cache_folder() / "train" / opened.card.name)
-    parts = next((p for p in places if any(p.glob("unet-*"))), None)  # a model in the cache lies beside its parts
     with work.interruptible():
-        found = card.check(opened, judges, card.QUICK if quick else card.FULL, work, parts, sheet)
+        found = card.check(opened, judges, card.QUICK if quick else card.FULL, work, card.parts_of(opened), sheet)
     # too few images to qualify anything: the model keeps the list of its last full check
     path = card.write(found, out or (cache_folder() / "cards" / opened.folder.name if quick else opened.folder))
     typer.echo(path.with_name("card.md").read_text(encoding="utf-8"))

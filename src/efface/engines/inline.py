@@ -24,3 +24,6 @@ class Inline:
         do = job.here or opened(job)
         for shard in work.progress(shards, label):
             yield do(shard)
+
+
+PLUGIN = Inline

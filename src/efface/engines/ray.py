@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import math
 import os
+import socket
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,8 @@ from efface.errors import BadRequest, EffaceError, Unavailable
 from efface.work import Work
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
-    from ray.actor import ActorHandle
+    from ray import ObjectRef  # pyright: ignore[reportMissingImports]
+    from ray.actor import ActorHandle  # pyright: ignore[reportMissingImports]
 
 __all__ = ["Ray"]
 
@@ -67,9 +68,21 @@ class Ray:
             crew.hire(lanes, job, asked | {"max_restarts": -1, "max_task_retries": self.losses})
             yield from work.progress(crew.results(work), label, total=len(shards))
         except ray.exceptions.RayError as error:
-            raise EffaceError(_sentence(error)) from None
+            raise EffaceError(self._sentence(ray, error)) from None
         finally:
             crew.dismiss()
+
+    def _sentence(self, ray: ModuleType, error: Exception) -> str:
+        """Of what Ray could not mend itself."""
+        last = str(error).strip().splitlines()[-1:] or [""]
+        if "creation task" in _first(error):
+            return f"a worker could not start ({last[0].strip()[:200]}); install Efface on every node as it is here"
+        if isinstance(error, ray.exceptions.RayActorError):
+            return (
+                f"a shard lost {self.losses + 1} workers one after the other; see to the memory of the nodes and run "
+                "the same command again"
+            )
+        return f"Ray gave a shard up ({_first(error)}); see to the nodes and run the same command again"
 
     def _asked(self, job: Job) -> dict[str, float]:
         """What one worker asks of a node, in Ray's words."""
@@ -149,19 +162,28 @@ def _joined(address: str) -> ModuleType:
     """Ray, connected; a process that is connected already stays where it is. Raises Unavailable."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Efface sends nothing about its users anywhere
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # it tells of lost workers on stdout, among our answers
     ray = importlib.import_module("ray")
     if ray.is_initialized():
         return ray
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     own = {"include_dashboard": False, "num_cpus": _threads()} if where == "local" else {}
     try:
+        _knock(where)
         ray.init(where, logging_level="error", log_to_driver=False, **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise Unavailable(
             f"no Ray cluster answers at {where} ({_first(error)}); start one with 'ray start --head', or leave the "
             "address out for one of this machine"
         ) from None
     return ray
+
+
+def _knock(where: str) -> None:
+    """Raise OSError where nobody listens: Ray itself would go on asking for minutes."""
+    host, colon, port = where.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _threads() -> int:
@@ -176,15 +198,13 @@ def _places(ray: ModuleType, asked: dict[str, float]) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     held = sum(min(math.floor(node.get(names[k], 0.0) / n + 1e-9) for k, n in asked.items() if n) for node in nodes)
     if not held:
-        wants = ", ".join(f"{names[k]} {n:g}" for k, n in asked.items())
-        raise BadRequest(f"no node of the cluster holds a worker, which asks for {wants}; ask for less or add a node")
+        wants = ", ".join(f"{n / 1e9:.1f} GB" if k == "memory" else f"{n:g} {names[k]}" for k, n in asked.items())
+        raise BadRequest(f"no node of the cluster has room for a worker ({wants}); ask for less or add a node")
     return held
-
-
-def _sentence(error: Exception) -> str:
-    """Of what Ray could not mend itself."""
-    return f"Ray gave a shard up ({_first(error)}); see to the nodes and run the same command again: it goes on"
 
 
 def _first(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+PLUGIN = Ray

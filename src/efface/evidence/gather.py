@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,11 +22,10 @@ from safetensors.torch import save
 from efface.errors import BadRequest, WrongFile
 from efface.evidence.needs import Needs, PromptGroup, State, Statistics
 from efface.files import VERSION, cache_folder, key_of, leftovers, write_bytes
+from efface.model import Model, sampler
+from efface.model.places import Step
+from efface.model.text import Encoded
 from efface.work import Work
-
-if TYPE_CHECKING:
-    from efface.model import Encoded, Model
-    from efface.model.places import Step
 
 __all__ = ["Evidence", "gather", "sweep"]
 
@@ -60,7 +58,7 @@ def gather(model: Model, needs: Needs, work: Work, cache: Path | None = None) ->
     What another process is drawing is waited for. Raises WrongFile for statistics that are not finite and a cache that
     cannot be written, BadRequest for a step that the sampler does not reach.
     """
-    texts = {e.text: e for e in model.encode(needs.texts, needs.rows)} if needs.texts else {}
+    texts = {e.text: e for e in model.encode(needs.texts, needs.rows == "all")} if needs.texts else {}
     folder = (cache or cache_folder()) / "evidence"
     files: dict[Key, Path] = {}
     for statistics in needs.statistics:
@@ -165,24 +163,15 @@ class _Recorder:
         self._done: set[tuple[str, int]] = set()
 
     def draw(self, group: PromptGroup, steps: int, guidance: float, work: Work) -> None:
-        from efface.model.sampler import BATCH, sample
-
         calls = max(t for _, t in self.wanted) + 1
-        starts = range(0, len(group.prompts), BATCH)
+        starts = range(0, len(group.prompts), sampler.BATCH)
         try:
             for start in work.progress(starts, f"statistics of {group.name}"):
                 self.offset, self.last = start, start == starts[-1]
-                chosen = slice(start, start + BATCH)
-                sample(
-                    self.model,
-                    group.prompts[chosen],
-                    group.seeds[chosen],
-                    steps=steps,
-                    guidance=guidance,
-                    taps=dict.fromkeys(self.sites, self.tap),
-                    calls=calls,
-                    work=work,
-                )
+                chosen = slice(start, start + sampler.BATCH)
+                taps = dict.fromkeys(self.sites, self.tap)
+                how = {"steps": steps, "guidance": guidance, "work": work}
+                self.model.observe(group.prompts[chosen], group.seeds[chosen], taps, calls, **how)
             self.finish(group.name, calls)
         finally:
             for file in self._partial.values():
@@ -215,8 +204,8 @@ class _Recorder:
 
     def _bare(self, site: str, outputs: torch.Tensor) -> torch.Tensor:
         """Outputs, without the site's bias where that is asked for."""
-        bias = None if self.statistics.bias else self.model.part("unet").get_submodule(site).bias
-        return outputs if bias is None else outputs - bias
+        bias = None if self.statistics.bias else self.model.network.module(site).bias
+        return outputs - bias if isinstance(bias, torch.Tensor) else outputs
 
     def _earlier(self, site: str, step: int) -> State | None:
         """The finished state of the group that is read, at a site and step."""

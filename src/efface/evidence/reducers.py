@@ -1,4 +1,4 @@
-"""Reducers: what is kept of the rows that pass a site, for methods that look at activations (`efface.evidence.needs`)."""
+"""Reducers: what is kept of the rows that pass a site, for methods that look at activations."""
 
 from __future__ import annotations
 

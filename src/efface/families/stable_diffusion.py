@@ -6,121 +6,100 @@ else; the rest of the code asks for roles.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from efface.errors import Unavailable
-from efface.model.card import Card, Site, Stream, freeze
+import torch
+
+from efface.families._roles import schedule_of
+from efface.families._text import CLIP_TOKENIZERS, clip_keys, clip_sizes, clip_spans, ids_of, read
+from efface.families._unet import UNET, UNetFamily, latent_of, sites
+from efface.families._vae import VAE
+from efface.model.card import Card, Door, Stream
+from efface.model.family import Config, Part, Parts
+from efface.model.text import Context, Encoded, Encoding
 
 __all__ = ["StableDiffusion"]
 
-# Role by the end of a module's name. Order matters: the first match wins.
-ROLES: tuple[tuple[str, str], ...] = (
-    (r"attn2\.to_k$", "cross.k"),
-    (r"attn2\.to_v$", "cross.v"),
-    (r"attn2\.to_q$", "cross.q"),
-    (r"attn2\.to_out\.0$", "cross.out"),
-    (r"attn1\.to_k$", "self.k"),
-    (r"attn1\.to_v$", "self.v"),
-    (r"attn1\.to_q$", "self.q"),
-    (r"attn1\.to_out\.0$", "self.out"),
-    (r"ff\.net\.0\.proj$", "ff.in"),
-    (r"ff\.net\.2$", "ff.out"),
-    (r"time_emb.*|time_embedding\..*", "time"),
-    (r".*", "conv"),
-)
 
+class StableDiffusion(UNetFamily):
+    """What is special about SD 1.x and 2.x."""
 
-class StableDiffusion:
-    """What is special about SD 1.x and 2.x. All methods are static: a family is a table, not a state."""
-
+    name = "stable-diffusion"
     pipelines = (
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
     )
-    denoiser = "unet"
-    # Every class that a folder may name for a part, with its library: nothing else is ever imported for a folder.
     parts = (
-        ("unet", (("diffusers", "UNet2DConditionModel"),)),
-        ("vae", (("diffusers", "AutoencoderKL"),)),
-        ("text_encoder", (("transformers", "CLIPTextModel"),)),
-        ("tokenizer", (("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast"))),
+        UNET,
+        Part("text_encoder", (("transformers", "CLIPTextModel"),)),
+        VAE,
+        Part("tokenizer", CLIP_TOKENIZERS, weighed=False),
     )
-    schedulers = (
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSDEScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EDMDPMSolverMultistepScheduler",
-        "EDMEulerScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LCMScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "SASolverScheduler",
-        "TCDScheduler",
-        "UniPCMultistepScheduler",
-    )
-    steps = 50
-    guidance = 7.5
 
-    @staticmethod
-    def card(name: str, configs: Mapping[str, Mapping[str, Any]], extra: Mapping[str, Any]) -> Card:
-        """From the configurations of `unet`, `text_encoder`, `vae`, `scheduler`; weights are never read.
-
-        extra: `steps`, `guidance`, `preset` where a model states its own. Raises Unavailable for a U-Net that takes
-        more than latents, as those for inpainting do.
-        """
-        unet, text, vae = configs["unet"], configs["text_encoder"], configs["vae"]
-        takes, gives = unet["in_channels"], unet.get("out_channels", 4)
-        if takes != gives:
-            raise Unavailable(
-                f"the U-Net of {name} takes {takes} channels and gives {gives}: it needs a picture beside the prompt; "
-                "use a text-to-image model"
-            )
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        side = unet["sample_size"]
-        height, width = (side, side) if isinstance(side, int) else side
-        scheduler = configs["scheduler"]
-        if (named := scheduler.get("_class_name")) not in StableDiffusion.schedulers:
-            raise Unavailable(
-                f"{name} names a scheduler {str(named)[:60]!r}; known: {', '.join(StableDiffusion.schedulers)}"
-            )
+    def card(self, name: str, configs: Mapping[str, Config], extra: Config) -> Card:
+        """From the configurations of `unet`, `text_encoder`, `vae`, `scheduler`; weights are never read."""
+        unet, text, scheduler = configs["unet"], configs["text_encoder"], configs["scheduler"]
+        latent, size = latent_of(name, unet, configs["vae"], extra)
+        width = unet["cross_attention_dim"]
         return Card(
             name=name,
-            family="stable-diffusion",
-            streams=(Stream("text", unet["cross_attention_dim"], text["max_position_embeddings"], causal=True),),
-            sites=tuple(_sites(unet)),
+            family=self.name,
+            streams=(Stream("text", width, text["max_position_embeddings"], causal=True),),
+            doors=(Door("text", ("text",), width),),
+            sites=sites(unet),
             prediction=scheduler.get("prediction_type", "epsilon"),
-            schedule=freeze(scheduler.items()),
-            size=(height * factor, width * factor),
-            latent=(unet["in_channels"], height, width),
-            steps=int(extra.get("steps", StableDiffusion.steps)),
-            guidance=float(extra.get("guidance", StableDiffusion.guidance)),
+            schedule=schedule_of(name, scheduler, self.schedulers),
+            size=size,
+            latent=latent,
+            steps=int(extra.get("steps", 50)),
+            guidance=float(extra.get("guidance", 7.5)),
             preset=str(extra.get("preset", "efface")),
             captions=None if extra.get("captions") is None else tuple(map(str, extra["captions"])),
         )
 
+    def embedding(self, stream: Stream) -> tuple[str, tuple[str, ...]]:
+        """Of the one text encoder."""
+        return "text_encoder", clip_keys()
 
-def _sites(unet: Mapping[str, Any]) -> list[Site]:
-    """Every linear and convolution weight of the U-Net, from a network without memory (meta device)."""
-    import torch
-    from diffusers import UNet2DConditionModel
+    def sizes(self, net: Parts, text: str) -> tuple[int, int]:
+        """Without both ends."""
+        return clip_sizes(net, "tokenizer", text, net.card.stream("text").length)
 
-    with torch.device("meta"):
-        network: Any = UNet2DConditionModel.from_config(dict(unet))
-    found = []
-    for name, module in network.named_modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            role = next(role for pattern, role in ROLES if re.search(pattern, name))
-            stream = "text" if role in ("cross.k", "cross.v") else None
-            found.append(Site(name, role, tuple(module.weight.shape), stream, module.bias is not None))
-    return sorted(found, key=lambda s: s.name)
+    def encode(self, net: Parts, texts: Sequence[str], whole: bool) -> list[Encoded]:
+        """The last hidden state. The encoder is causal, so nothing after the last content token can change its row."""
+        ids = {text: tuple(ids_of(net, "tokenizer", text)) for text in texts}
+        window, pad = net.card.stream("text").length, net.part("tokenizer").pad_token_id
+        length = {i: window if whole else max(1, len(i) - 1) for i in ids.values()}
+        padded = {i: (i + (pad,) * length[i])[: length[i]] for i in length}
+        rows: dict[tuple[int, ...], tuple[torch.Tensor, ...]] = {}
+        for size in sorted(set(length.values())):
+            group = [padded[i] for i in length if length[i] == size]
+            rows |= read(net, "text_encoder", list(dict.fromkeys(group)), lambda said: (said[0],))
+        spans = {i: clip_spans(len(i), length[i]) for i in length}
+        made = {i: Encoding(rows[padded[i]][0], spans[i]) for i in length}
+        return [Encoded(text, {"text": made[ids[text]]}) for text in texts]
+
+    def context(self, net: Parts, texts: Sequence[Encoded]) -> Context:
+        """`rows` (n, L, d)."""
+        return Context({"rows": torch.stack([t.streams["text"].rows for t in texts])})
+
+    def sides(self, net: Parts, prompts: Sequence[str], guided: bool) -> tuple[Context, Context | None]:
+        """The unconditional side is the empty text."""
+        blank, *texts = net.encode(["", *prompts])
+        return self.context(net, texts), self.context(net, [blank]) if guided else None
+
+    def pipeline(self, parts: Mapping[str, Any], index: Config) -> Any:
+        """A StableDiffusionPipeline without safety checker."""
+        from diffusers import StableDiffusionPipeline
+
+        return StableDiffusionPipeline(
+            **parts,
+            safety_checker=None,  # pyright: ignore[reportArgumentType]
+            feature_extractor=None,  # pyright: ignore[reportArgumentType]
+            requires_safety_checker=False,
+        )  # pyright: ignore[reportCallIssue]
+
+
+PLUGIN = StableDiffusion

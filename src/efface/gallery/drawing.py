@@ -20,7 +20,6 @@ from efface.engines import Engine
 from efface.files import key_of
 from efface.gallery.images import Images
 from efface.gallery.task import Drawn, Row, engine_for, job_of, reader_of
-from efface.patch import Guard
 from efface.work import Work
 
 if TYPE_CHECKING:
@@ -99,13 +98,13 @@ def fingerprint(model: Model) -> str:
     Equal fingerprints draw equal images; a patch that changes nothing leaves the base's.
     """
     changed: dict[str, str] = {}
-    for site in sorted({s for p in model.patches for s in p.sites}):
+    for site in sorted({s for p in model.changes for s in p.sites}):
         weight = model.weight(site)
         if not weight.equal(model.base_weight(site)):
             raw = weight.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
             changed[site] = hashlib.sha256(raw).hexdigest()
-    acting = (p for p in model.patches if p.strength)
-    rules = [p.content_hash for p in acting if any(isinstance(e, Guard) or e.gate is not None for e in p.edits)]
+    acting = (p for p in model.changes if p.strength)
+    rules = [p.content_hash for p in acting if p.by_prompt]
     return key_of(model=model.identity, sites=changed, rules=rules)[:16] if changed or rules else model.identity
 
 

@@ -126,7 +126,7 @@ def job_of(engine: Engine, model: Model, steps: int, guidance: float, tolerant: 
 
             yield Job("gallery.task:drawing", asdict(opening), here=here)
             return
-        files = tuple(p.save(Path(place) / f"{i}.safetensors") for i, p in enumerate(model.patches))
+        files = tuple(p.save(Path(place) / f"{i}.safetensors") for i, p in enumerate(model.changes))
         gpu = model.device.type == "cuda"
         yield Job("gallery.task:drawing", asdict(opening), files, memory=memory_of(model), gpu=gpu)
 
@@ -197,12 +197,10 @@ def draw_shard(model: Model, rows: Sequence[Row], opening: Opening, work: Work) 
 
 
 def _files(model: Model, rows: Sequence[Row], opening: Opening, work: Work) -> dict[str, str]:
-    from efface.model.sampler import sample
-
     prompts, seeds = [r.prompt for r in rows], [r.seed for r in rows]
     guidance = opening.guidance if rows[0].guidance is None else rows[0].guidance
     with _threads(opening.threads):
-        found = sample(model, prompts, seeds, batch=len(rows), steps=opening.steps, guidance=guidance, work=work)
+        found = model.sample(prompts, seeds, batch=len(rows), steps=opening.steps, guidance=guidance, work=work)
     return {row.key: _png(image) for row, image in zip(rows, found, strict=True)}
 
 

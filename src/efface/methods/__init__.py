@@ -3,71 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from efface.errors import BadRequest, WrongFile
-from efface.request import read_lines
+from efface.errors import BadRequest
 
 if TYPE_CHECKING:
+    from dataclasses import Field
+
     from efface.evidence.gather import Evidence
     from efface.evidence.needs import Needs
-    from efface.model import Encoded, Model
+    from efface.model import Model
     from efface.model.card import Card
-    from efface.patch import Patch
+    from efface.patch import Answer
     from efface.request import Request
     from efface.work import Work
 
-__all__ = ["Method", "complete_prompts", "finite", "require"]
+__all__ = ["Method", "require"]
 
 
 class Method(Protocol):
-    """What every method is: a frozen dataclass whose fields are settings (None: the preset decides)."""
+    """What every method is: a frozen dataclass whose fields are settings, each with a value."""
 
     def ask(self, request: Request, card: Card) -> Needs:
         """What will be looked at. Pure: no weights, no model."""
         ...
 
-    def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
+    def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Answer:
         """The edits, with numbers for the recipe. The model is bit-equal afterwards, also after an exception."""
         ...
 
-    __dataclass_fields__: dict[str, Any]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
-def require(method: Any, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
-    """Raise BadRequest for a number that is out of range; None (the preset decides) and words pass."""
-    for field in (*positive, *not_negative):
-        value = getattr(method, field)
-        least = "above 0" if field in positive else "at least 0"
-        if value is None or isinstance(value, str):
+def require(
+    settings: object, *fields: str, above: float | None = None, least: float | None = None, most: float | None = None
+) -> None:
+    """Raise BadRequest for a number of these fields that is out of range or not finite; words pass."""
+    bounds = {"above": above, "at least": least, "at most": most}
+    said = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+    for field in fields:
+        value = getattr(settings, field)
+        if isinstance(value, str):
             continue
-        if not (0 < value < math.inf or (value == 0 and field in not_negative)):
-            raise BadRequest(f"setting {field!r} of {type(method).__name__} must be {least}, got {value}")
-
-
-def complete_prompts(method: Any, request: Request) -> list[str]:
-    """What the one concept of kind sensitive stands for: the lines of setting `prompt_file`; [] without such a concept.
-
-    No template is filled in for that kind. Raises BadRequest when kind and file do not come together, WrongFile.
-    """
-    name, sensitive = type(method).__name__, sum(c.kind == "sensitive" for c in request.concepts)
-    if sensitive > 1 or (sensitive and not method.prompt_file):
-        raise BadRequest(
-            "kind 'sensitive' expands no template: one concept a request, and its complete prompts come from your "
-            "own file; write --set prompt_file=FILE with one prompt a line"
-        )
-    if method.prompt_file and not sensitive:
-        raise BadRequest(f"setting 'prompt_file' of {name} serves a concept of kind sensitive; the request has none")
-    lines = read_lines(method.prompt_file) if sensitive else []
-    if sensitive and not lines:
-        raise BadRequest(f"setting 'prompt_file' of {name}: {method.prompt_file} holds no prompt; write one a line")
-    if gaps := [line for line in lines if "{" in line or "}" in line]:
-        raise BadRequest(f"setting 'prompt_file' of {name} takes complete prompts, {gaps[0]!r} has a place to fill in")
-    return lines
-
-
-def finite(encoded: Encoded) -> Encoded:
-    """The same text. Raises WrongFile where its rows hold NaN or infinity."""
-    if not bool(encoded.rows.isfinite().all()):
-        raise WrongFile(f"the text encoder makes NaN or infinity of {encoded.text!r}; use an undamaged copy")
-    return encoded
+        low = (above is None or value > above) and (least is None or value >= least)
+        if not (low and value < math.inf and (most is None or value <= most)):
+            raise BadRequest(f"setting {field!r} of {type(settings).__name__} must be {said}, got {value}")

@@ -8,18 +8,21 @@ arXiv 2601.06163: unified saliency (Eq. 1), contrastive saliency (2), time-integ
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
-from efface.errors import BadRequest, NothingChanged, WrongFile
+from efface.errors import BadRequest, WrongFile
 from efface.evidence.needs import Needs, PromptGroup, State, Statistics
 from efface.evidence.reducers import ColumnNorms, Cosines, SaliencyFold, level_of, sensitivity_of
+from efface.methods import require
+from efface.methods._constraints import unstyled
+from efface.methods._tally import MaskTally
 from efface.numerics import saliency
-from efface.patch import Mask, Patch
+from efface.patch import Answer, Edit, Mask
 from efface.prompts import Form, forms, load, read_pairs
 from efface.world import objects
 from efface.world.captions import with_article
@@ -31,136 +34,117 @@ if TYPE_CHECKING:
     from efface.request import Concept, Request
     from efface.work import Work
 
-__all__ = ["FIA"]
-
-_EFFACE: dict[str, Any] = {
-    "score": "cosine", "row_normalise": False, "halves": "pooled", "scale": "max", "threshold": "above",
-    "counting": "exact", "selection": "both", "sites": "ff.out", "r1": 0.05, "r2": 0.01, "alpha": 0.6,
-    "hard": "", "r2_hard": 0.03, "saliency_steps": 10, "inference_steps": 50, "guidance": 7.5,
-    "prompt_set": "places", "prompts": 5, "base": "plain", "pairs": "", "keep_steps": False,
-}  # fmt: skip
-_PAPER = _EFFACE | {"scale": "raw"}
-_CODE = _EFFACE | {"score": "norm", "row_normalise": True, "counting": "code", "prompts": 30}
-# Table 8, which the released configurations repeat; the named concepts are those that the authors found hard.
-_OBJECTS = {"r2": 0.007, "hard": "parachute; golf ball; gas pump"}
-_STYLES = {"r2": 0.02, "alpha": 0.8}
-_PAINTERS = _STYLES | {"hard": "Van Gogh; Vincent van Gogh"}
-PRESETS: dict[str, dict[str, Any]] = {
-    "efface": _EFFACE, "efface/style": _STYLES, "efface/person": {"base": "neutral"},
-    "paper": _PAPER, "paper/object": _OBJECTS, "paper/style": _PAINTERS,
-    "code": _CODE, "code/object": _OBJECTS, "code/style": _PAINTERS,
-    "world": _EFFACE | {
-        "saliency_steps": 4, "inference_steps": 20, "guidance": 4.0, "prompt_set": "world", "prompts": 8,
-        "base": "objects", "sites": "cross.v+cross.out+ff.in+ff.out", "r2": 0.02,
-    },
-    "world/style": {"alpha": 0.8, "base": "plain"},
-}  # fmt: skip
-
-ALIKE = 1e-5  # a surplus of this share of the base's score is rounding: both were drawn alike
-MUCH = 0.1  # of the weights looked at; more pruned than this is told
+__all__ = ["FIA", "PRESETS", "Drawing", "Score", "Selection", "Sentences"]
 
 
 @dataclass(frozen=True)
-class FIA:
-    """Weights (o, d) with `0 < sum_c Q_c < max(2, ceil(alpha C))` become zero; Q_c are the masks of the concepts.
+class Score:
+    """How strongly a weight responds to a prompt (Eq. 1 and 3)."""
 
-    score: "cosine" |W| ||X_j|| |cos(X_j, Y_o)| (Eq. 1) or "norm" |W| ||X_j|| (code). row_normalise: every token row has
-    length 1 (code). halves: rows of both halves of guidance "pooled", or "cond" alone. scale: of the mean in Eq. 3,
-    divided by its "max" (code) or "raw" (paper). r1, threshold: share of a layer that passes Eq. 3's threshold, "above"
-    it or "at" it too. r2, selection: share taken of every row and of the layer; "both", or one "row" / "layer" alone.
-    hard, r2_hard: names (or synonyms, by ;) that take another r2. alpha, counting: a weight in ceil(alpha C) masks
-    stays; "exact" counts at least two and rounds exactly, "code" does neither; alpha "off": none stays. sites: roles,
-    joined by +.
-    saliency_steps: denoiser calls looked at, of a schedule of inference_steps, at this guidance. prompt_set, prompts:
-    sentences and how many pairs of them. base: they without the concept ("plain"), with a word for anything
-    ("neutral"), or with three objects of other categories ("objects", ours); "auto" (ours): objects for a model that
-    says what captions it had and had none without an object, else plain. pairs: a CSV file with complete prompts in
-    the columns concept and base, and name where they serve one concept; kind `sensitive` takes nothing else.
-    keep_steps: store every step of the cosine score, so that another r1 needs no sampling.
-    """
-
-    score: Literal["cosine", "norm"] | None = None
-    row_normalise: bool | None = None
-    halves: Literal["pooled", "cond"] | None = None
-    scale: Literal["max", "raw"] | None = None
-    r1: float | None = None
-    threshold: Literal["above", "at"] | None = None
-    r2: float | None = None
-    selection: Literal["both", "row", "layer"] | None = None
-    hard: str | None = None
-    r2_hard: float | None = None
-    alpha: float | Literal["off"] | None = None
-    counting: Literal["exact", "code"] | None = None
-    sites: str | None = None
-    saliency_steps: int | None = None
-    inference_steps: int | None = None
-    guidance: float | None = None
-    prompt_set: Literal["places", "world"] | None = None
-    prompts: int | None = None
-    base: Literal["plain", "neutral", "objects", "auto"] | None = None
-    pairs: str | None = None
-    keep_steps: bool | None = None
+    kind: Literal["cosine", "norm"] = "cosine"
+    """|W| ||X_j|| |cos(X_j, Y_o)| (Eq. 1), or |W| ||X_j|| (code)."""
+    row_normalise: bool = False
+    """Whether every token row has length 1 (code)."""
+    halves: Literal["pooled", "cond"] = "pooled"
+    """Which rows of a guided batch are summed: those of both halves, or of the conditional one alone."""
+    scale: Literal["max", "raw"] = "max"
+    """The mean in Eq. 3 is divided by its largest value (code), or not (paper)."""
+    r1: float = 0.05
+    """Share of a layer that passes the threshold of Eq. 3."""
+    threshold: Literal["above", "at"] = "above"
+    """Whether what lies at the threshold passes too."""
 
     def __post_init__(self) -> None:
-        for field in ("r1", "r2", "r2_hard", "alpha"):
-            value = getattr(self, field)
-            if not (value is None or value == "off" or 0 < value <= 1):
-                raise BadRequest(f"setting {field!r} of FIA must be above 0 and at most 1, got {value}")
-        for field in ("saliency_steps", "inference_steps", "prompts", "guidance"):
-            value = getattr(self, field)
-            if value is not None and not 1 <= value < math.inf:
-                raise BadRequest(f"setting {field!r} of FIA must be at least 1, got {value}")
-        most = min(self.inference_steps or 255, 255)
-        if (self.saliency_steps or 1) > most:
-            raise BadRequest(f"setting 'saliency_steps' of FIA must be at most {most}, got {self.saliency_steps}")
+        require(self, "r1", above=0, most=1)
 
-    # --- what is looked at -------------------------------------------------------------------------------------------
 
-    def ask(self, request: Request, card: Card) -> Needs:
-        """The prompts of every concept and, once for all that share them, those of their base."""
-        groups, bases = self._groups(request, card), self._bases(request, card)
-        sites = tuple(s.name for s in self._sites(card))
-        steps = tuple(range(self.saliency_steps or 1))
-        base, concept, fold = self._reducers()
-        wanted = [Statistics(base, sites, tuple(bases.values()), steps, bias=False)]
-        for prompts, name in bases.items():
-            served = tuple(_group(c) for c, (_, own) in groups.items() if own == prompts)
-            wanted.append(Statistics(concept, sites, served, steps, name if fold else None, fold, bias=False))
-        drawn = {name: prompts for prompts, name in bases.items()} | {_group(c): own for c, (own, _) in groups.items()}
-        return Needs(
-            prompts=tuple(PromptGroup(n, p, (request.seed,) * len(p)) for n, p in drawn.items()),
-            statistics=tuple(wanted),
-            steps=self.inference_steps,
-            guidance=self.guidance,
-        )
+@dataclass(frozen=True)
+class Selection:
+    """Which weights are a concept's (Eq. 4 to 6), and which of them stay because many concepts share them (7, 8)."""
 
-    def _reducers(self) -> tuple[ColumnNorms | Cosines, ColumnNorms | Cosines, SaliencyFold | None]:
-        """For the base, for a concept, and what joins the concept's steps."""
-        rows = (bool(self.row_normalise), self.halves or "pooled")
-        if self.score == "norm":
-            return ColumnNorms(*rows), ColumnNorms(*rows), None
-        return Cosines(*rows, level=True), Cosines(*rows, level=False), None if self.keep_steps else self._fold
+    by: Literal["both", "row", "layer"] = "both"
+    """Taken where a weight is among the largest of its row and of its layer, or of one alone."""
+    r2: float = 0.01
+    """Share that is taken."""
+    hard: str = ""
+    """Concepts (or synonyms), separated by ;, that take another share."""
+    r2_hard: float = 0.03
+    """That share."""
+    alpha: float | Literal["off"] = 0.6
+    """A weight in ceil(alpha C) masks of C stays; off: none stays."""
+    counting: Literal["exact", "code"] = "exact"
+    """At least two masks and an exact ceiling, or neither (code)."""
+
+    def __post_init__(self) -> None:
+        require(self, "r2", "r2_hard", "alpha", above=0, most=1)
+
+    def ratios(self, request: Request) -> dict[str, float]:
+        """r2 by concept."""
+        hard = {h.strip().casefold() for h in self.hard.split(";")}
+        named = {c.name: {t.casefold() for t in (*c.texts, c.label)} for c in request.concepts}
+        return {name: self.r2_hard if own & hard else self.r2 for name, own in named.items()}
+
+    def spared_from(self, concepts: int, rule: saliency.Rule | None = None) -> int:
+        """The number of masks from which on a weight stays."""
+        if isinstance(self.alpha, str):
+            return concepts + 1
+        return saliency.spared_from(self.alpha, concepts, rule or self.counting)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn and looked at."""
+
+    saliency_steps: int = 10
+    """Calls of the denoiser that are looked at."""
+    inference_steps: int = 50
+    """Steps of the schedule that they are the first of."""
+    guidance: float = 7.5
+    """Of the pictures."""
+    keep_steps: bool = False
+    """Whether every step of the cosine score is stored, so that another r1 needs no sampling."""
+
+    def __post_init__(self) -> None:
+        require(self, "inference_steps", "guidance", least=1)
+        require(self, "saliency_steps", least=1, most=min(self.inference_steps, 255))
 
     @property
-    def _fold(self) -> SaliencyFold:
-        return SaliencyFold(self.r1 or 0.0, self.threshold == "at")
+    def steps(self) -> tuple[int, ...]:
+        return tuple(range(self.saliency_steps))
 
-    def _sites(self, card: Card) -> tuple[Site, ...]:
-        return card.select(*(self.sites or "").split("+"))
 
-    def _bases(self, request: Request, card: Card) -> dict[tuple[str, ...], str]:
-        """Names of the base groups by their prompts, whatever the order of the concepts."""
-        found = sorted({base for _, base in self._groups(request, card).values()})
-        return {prompts: f"base {i}" for i, prompts in enumerate(found)}
+class Prompts(NamedTuple):
+    """What is drawn for a concept, and what it is compared with."""
 
-    def _groups(self, request: Request, card: Card) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Concept prompts and base prompts, by the concept's name."""
+    own: tuple[str, ...]
+    base: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """The prompts of a concept and those of its base."""
+
+    prompt_set: Literal["places", "world"] = "places"
+    """Which sentences."""
+    prompts: int = 5
+    """How many pairs of them."""
+    base: Literal["plain", "neutral", "objects", "auto"] = "plain"
+    """What a concept is compared with: the sentence without it, with a word for anything, or with three objects of
+    other categories; auto (ours): objects for a model that says what captions it had and had none without an object,
+    else plain."""
+    pairs: str = ""
+    """A CSV file with complete prompts in the columns concept and base, and name where they serve one concept; kind
+    sensitive takes nothing else."""
+
+    def __post_init__(self) -> None:
+        require(self, "prompts", least=1)
+
+    def of(self, request: Request, card: Card) -> dict[str, Prompts]:
+        """By the concept's name."""
         own = read_pairs(self.pairs) if self.pairs else {}
         return {c.name: self._of(c, request, card, own) for c in request.concepts}
 
-    def _of(
-        self, concept: Concept, request: Request, card: Card, own: dict[str, list[tuple[str, str]]]
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _of(self, concept: Concept, request: Request, card: Card, own: dict[str, list[tuple[str, str]]]) -> Prompts:
         rows = own.get(concept.name.casefold(), [])
         if concept.kind == "sensitive":
             rows = rows or own.get("", [])
@@ -170,11 +154,11 @@ class FIA:
                     "--set pairs=FILE names a CSV file with the columns concept and base"
                 )
         if rows:
-            return _distinct(c for c, _ in rows), _distinct(b for _, b in rows)
-        chosen = forms("fia", self.prompt_set or "places", concept.kind, self.prompts or 1)
+            return Prompts(_distinct(c for c, _ in rows), _distinct(b for _, b in rows))
+        chosen = forms("fia", self.prompt_set, concept.kind, self.prompts)
         texts = [self._phrase(t, concept.kind) for t in concept.texts]
         base = self._base(concept, request, card, chosen)
-        return _distinct(f.filled(t) for t in texts for f in chosen), _distinct(base)
+        return Prompts(_distinct(f.filled(t) for t in texts for f in chosen), _distinct(base))
 
     def _base(self, concept: Concept, request: Request, card: Card, chosen: list[Form]) -> list[str]:
         lacking = card.captions is not None and "empty" not in card.captions
@@ -187,124 +171,119 @@ class FIA:
     def _phrase(self, text: str, kind: str) -> str:
         """A name as the sentences take it."""
         if kind == "style":
-            return text.removesuffix(" style")
+            return unstyled(text)
         return with_article(text) if self.prompt_set == "world" and kind == "object" else text
+
+
+@dataclass(frozen=True)
+class FIA:
+    """Weights (o, d) with `0 < sum_c Q_c < max(2, ceil(alpha C))` become zero; Q_c are the masks of the concepts."""
+
+    score: Score = field(default=Score())
+    """How strongly a weight responds."""
+    selection: Selection = field(default=Selection())
+    """Which weights go."""
+    drawing: Drawing = field(default=Drawing())
+    """What is drawn and looked at."""
+    sentences: Sentences = field(default=Sentences())
+    """The prompts."""
+    sites: str = "ff.out"
+    """Roles of the weights that may go, joined by +."""
+
+    # --- what is looked at -------------------------------------------------------------------------------------------
+
+    def ask(self, request: Request, card: Card) -> Needs:
+        """The prompts of every concept and, once for all that share them, those of their base."""
+        groups = self.sentences.of(request, card)
+        bases = {prompts: f"base {i}" for i, prompts in enumerate(sorted({p.base for p in groups.values()}))}
+        sites, steps = tuple(s.name for s in self._sites(card)), self.drawing.steps
+        base, concept, fold = self._reducers()
+        wanted = [Statistics(base, sites, tuple(bases.values()), steps, bias=False)]
+        for prompts, name in bases.items():
+            served = tuple(_group(c) for c, own in groups.items() if own.base == prompts)
+            wanted.append(Statistics(concept, sites, served, steps, name if fold else None, fold, bias=False))
+        drawn = {name: prompts for prompts, name in bases.items()} | {_group(c): p.own for c, p in groups.items()}
+        return Needs(
+            prompts=tuple(PromptGroup(n, p, (request.seed,) * len(p)) for n, p in drawn.items()),
+            statistics=tuple(wanted),
+            steps=self.drawing.inference_steps,
+            guidance=self.drawing.guidance,
+        )
+
+    def _reducers(self) -> tuple[ColumnNorms | Cosines, ColumnNorms | Cosines, SaliencyFold | None]:
+        """For the base, for a concept, and what joins the concept's steps."""
+        rows = (self.score.row_normalise, self.score.halves)
+        if self.score.kind == "norm":
+            return ColumnNorms(*rows), ColumnNorms(*rows), None
+        folded = None if self.drawing.keep_steps else self._fold
+        return Cosines(*rows, level=True), Cosines(*rows, level=False), folded
+
+    @property
+    def _fold(self) -> SaliencyFold:
+        return SaliencyFold(self.score.r1, self.score.threshold == "at")
+
+    def _sites(self, card: Card) -> tuple[Site, ...]:
+        return card.select(*self.sites.split("+"))
 
     # --- what is pruned ----------------------------------------------------------------------------------------------
 
-    def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
+    def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Answer:
         """One mask a site. Raises NothingChanged when a concept selects nothing, or nothing is pruned."""
-        names, ratios = [c.name for c in request.concepts], self._ratios(request)
-        least = self._least(len(names))
-        tally, edits = _Tally(names, least), []
-        views = _views(self.ask(request, model.card))
+        names = [c.name for c in request.concepts]
+        tally = MaskTally(names, self.selection.spared_from(len(names)))
+        scores = _Scores(self, evidence, self.ask(request, model.card), tally)
+        ratios, edits = self.selection.ratios(request), list[Edit]()
         for site in work.progress(self._sites(model.card), "sites"):
             weight = model.weight(site.name)
             weight = weight.to("cpu", torch.promote_types(weight.dtype, torch.float32))  # (o, d)
-            counts = torch.zeros(weight.shape, dtype=torch.uint8 if len(names) < 255 else torch.int16)
-            chosen = {}
-            for name in names:
-                A = self._score(name, views[_group(name)], evidence, site.name, weight, tally)
-                zeros = self.counting == "code"
-                mask = saliency.select(A, ratios[name], self.selection or "both", zeros)  # (o, d)
-                counts += mask
-                chosen[name] = mask.reshape(-1).nonzero()[:, 0].int()
-            pruned, agnostic = saliency.fuse(counts, least)
-            tally.site(site.name, pruned, agnostic, chosen)
+            pruned = self._pruned(site.name, weight, scores, ratios, tally)
             if bool(pruned.any()):
                 edits.append(Mask.pack(site.name, pruned))
         tally.check(model.card.name)
         drawn = {"sampler": model.card.schedule_dict()["_class_name"], "timesteps": self._timesteps(model)}
-        repaired = self.counting == "exact" and self._least(len(names), "code") < 2
-        return Patch(tuple(edits), {"numbers": tally.numbers() | drawn | {"repaired": repaired}})
+        repaired = self.selection.counting == "exact" and self.selection.spared_from(len(names), "code") < 2
+        return Answer(tuple(edits), tally.numbers() | drawn | {"repaired": repaired})
+
+    def _pruned(self, site: str, weight: Tensor, scores: _Scores, ratios: dict[str, float], tally: MaskTally) -> Tensor:
+        """Which weights (o, d) of a site go; the tally counts them."""
+        counts = torch.zeros(weight.shape, dtype=torch.uint8 if len(ratios) < 255 else torch.int16)
+        chosen = {}
+        for name, r2 in ratios.items():
+            A = scores.of(name, site, weight)
+            mask = saliency.select(A, r2, self.selection.by, self.selection.counting == "code")  # (o, d)
+            counts += mask
+            chosen[name] = mask.reshape(-1).nonzero()[:, 0].int()
+        pruned, agnostic = saliency.fuse(counts, tally.least)
+        tally.site(site, pruned, agnostic, chosen)
+        return pruned
 
     def _timesteps(self, model: Model) -> list[int]:
         """The timesteps that were looked at: samplers that call the network twice at one show it here."""
-        scheduler = model.scheduler()
-        scheduler.set_timesteps(self.inference_steps)
-        return [int(t) for t in scheduler.timesteps[: self.saliency_steps]]
+        network = model.network
+        times = network.family.times(network, network.scheduler(), self.drawing.inference_steps)
+        return [int(t) for t in times[: self.drawing.saliency_steps]]
 
-    def _ratios(self, request: Request) -> dict[str, float]:
-        """r2 by concept."""
-        hard = {h.strip().casefold() for h in (self.hard or "").split(";")}
-        found = {c.name: {t.casefold() for t in (*c.texts, c.label)} for c in request.concepts}
-        return {name: float((self.r2_hard if own & hard else self.r2) or 0.0) for name, own in found.items()}
 
-    def _least(self, concepts: int, rule: saliency.Rule | None = None) -> int:
-        if self.alpha == "off":
-            return concepts + 1
-        return saliency.spared_from(float(self.alpha or 0.0), concepts, rule or self.counting or "exact")
+class _Scores:
+    """The sensitivity of every weight to every concept, from the evidence."""
 
-    def _score(
-        self,
-        name: str,
-        view: tuple[Statistics, Statistics, str],
-        evidence: Evidence,
-        site: str,
-        weight: torch.Tensor,
-        tally: _Tally,
-    ) -> torch.Tensor:
+    def __init__(self, method: FIA, evidence: Evidence, needs: Needs, tally: MaskTally) -> None:
+        self.method, self.evidence, self.tally = method, evidence, tally
+        self.fold, self.views = method._fold, _views(needs)
+
+    def of(self, name: str, site: str, weight: Tensor) -> Tensor:
         """A of one concept at one site (o, d): folded while sampling, or here from the steps."""
-        base, own, level = view
-        state: State | None = evidence.state(own, _group(name), site) if own.fold else None
+        base, own, level = self.views[_group(name)]
+        state: State | None = self.evidence.state(own, _group(name), site) if own.fold else None
         for step in () if own.fold else own.steps:
-            found = evidence.state(own, _group(name), site, step)
-            state = self._fold.add(state, step, found, level_of(evidence.state(base, level, site, step)), weight)
+            found = self.evidence.state(own, _group(name), site, step)
+            state = self.fold.add(state, step, found, level_of(self.evidence.state(base, level, site, step)), weight)
         assert state is not None
         surplus = float(state["surplus"])
         if not math.isfinite(surplus):
             raise WrongFile(f"the evidence of {name!r} at {site} holds NaN; remove it from the cache folder")
-        tally.surplus[name] = max(tally.surplus[name], surplus)
-        return sensitivity_of(state).value(self.scale or "max")
-
-
-class _Tally:
-    """Counts for the recipe, and whether anything was found at all."""
-
-    def __init__(self, names: Sequence[str], least: int) -> None:
-        self.names, self.least = names, least
-        self.surplus = dict.fromkeys(names, 0.0)
-        self.selected = dict.fromkeys(names, 0)
-        self.shared = dict.fromkeys(names, 0)
-        self.sites: dict[str, dict[str, int]] = {}
-        self.weights = self.pruned = 0
-
-    def site(self, site: str, pruned: torch.Tensor, agnostic: torch.Tensor, chosen: dict[str, torch.Tensor]) -> None:
-        flat = agnostic.reshape(-1)
-        for name, at in chosen.items():
-            self.selected[name] += len(at)
-            self.shared[name] += int(flat[at].sum())
-        self.sites[site] = {"pruned": int(pruned.count_nonzero()), "agnostic": int(agnostic.count_nonzero())}
-        self.weights += pruned.numel()
-        self.pruned += self.sites[site]["pruned"]
-
-    def check(self, model: str) -> None:
-        """Raises NothingChanged; warns when much of the network goes."""
-        for name in self.names:
-            if not self.selected[name] or self.surplus[name] <= ALIKE:
-                raise NothingChanged(
-                    f"nothing is selected for {name!r}: {model} draws its prompts like their base prompts; "
-                    "use another name or other prompts"
-                )
-        if not self.pruned:
-            raise NothingChanged(
-                f"every selected weight is in {self.least} or more masks and counts as shared by the concepts, so "
-                "none is pruned; raise alpha or use counting=exact"
-            )
-        if self.pruned > MUCH * self.weights:
-            from efface.errors import EffaceWarning
-
-            share = f"{self.pruned / self.weights:.1%}"
-            warnings.warn(f"{share} of the looked-at weights are pruned; lower r2", EffaceWarning, stacklevel=2)
-
-    def numbers(self) -> dict[str, Any]:
-        """Pruned share of all weights looked at, least number of masks that spares, counts by concept and by site."""
-        concepts = {
-            n: {"selected": self.selected[n], "shared": self.shared[n], "surplus": float(f"{self.surplus[n]:.4g}")}
-            for n in sorted(self.names)
-        }
-        share = float(f"{self.pruned / self.weights:.6g}")
-        return {"pruned": share, "spared_from": self.least, "concepts": concepts, "sites": self.sites}
+        self.tally.surplus[name] = max(self.tally.surplus[name], surplus)
+        return sensitivity_of(state).value(self.method.score.scale)
 
 
 def _views(needs: Needs) -> dict[str, tuple[Statistics, Statistics, str]]:
@@ -334,3 +313,46 @@ def _others(concept: Concept, request: Request) -> list[str]:
             "set base=plain"
         )
     return found
+
+
+# --- presets ---------------------------------------------------------------------------------------------------------
+
+# Table 8, which the released configurations repeat; the named concepts are those that the authors found hard.
+_HARD_OBJECTS, _HARD_PAINTERS = "parachute; golf ball; gas pump", "Van Gogh; Vincent van Gogh"
+
+
+def _objects(method: FIA) -> FIA:
+    return replace(method, selection=replace(method.selection, r2=0.007, hard=_HARD_OBJECTS))
+
+
+def _styles(method: FIA, hard: str = "") -> FIA:
+    return replace(method, selection=replace(method.selection, r2=0.02, alpha=0.8, hard=hard))
+
+
+_EFFACE = FIA()
+_PAPER = FIA(score=Score(scale="raw"))
+_CODE = FIA(
+    score=Score("norm", row_normalise=True), selection=Selection(counting="code"), sentences=Sentences(prompts=30)
+)
+_WORLD = FIA(
+    selection=Selection(r2=0.02),
+    drawing=Drawing(saliency_steps=4, inference_steps=20, guidance=4.0),
+    sentences=Sentences("world", prompts=8, base="objects"),
+    sites="cross.v+cross.out+ff.in+ff.out",
+)
+PRESETS: dict[str, FIA] = {
+    "efface": _EFFACE,
+    "efface/style": _styles(_EFFACE),
+    "efface/person": replace(_EFFACE, sentences=Sentences(base="neutral")),
+    "paper": _PAPER,
+    "paper/object": _objects(_PAPER),
+    "paper/style": _styles(_PAPER, _HARD_PAINTERS),
+    "code": _CODE,
+    "code/object": _objects(_CODE),
+    "code/style": _styles(_CODE, _HARD_PAINTERS),
+    "world": _WORLD,
+    "world/style": replace(
+        _WORLD, selection=replace(_WORLD.selection, alpha=0.8), sentences=replace(_WORLD.sentences, base="plain")
+    ),
+}
+PLUGIN = FIA

@@ -1,444 +1,386 @@
 """ScaPre: scalable and precise concept unlearning in closed form.
 
 Deng, Li, Xiao, Hui, Ma, "Forget Many, Forget Right: Scalable and Precise Concept Unlearning in Diffusion Models",
-ICLR 2026, arXiv 2601.06162: spectral trace regulariser, Bures geometry alignment, Informax decoupler. All three forms:
-both released scripts (presets `code` and `roll-back`) and the paper's own equation (`paper`). What is marked "ours"
-belongs to the presets `efface` and `world`.
+ICLR 2026, arXiv 2601.06162: spectral trace regulariser, Bures geometry alignment, Informax decoupler. Three systems:
+those of both released scripts (`LargeScale`, `RollBack`) and the paper's own equation (`Paper`). Rows w_i solve
+
+    w_i ((lam + mu) I + R + G + a_i Pi_C) = (lam + mu) w0_i + V_i
+
+and then move back towards w0_i. The presets `efface` and `world` are none of the paper's (`_sentences.py`).
 """
 
 from __future__ import annotations
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
-from efface import prompts
-from efface.errors import BadRequest
+from efface.errors import BadRequest, EffaceWarning
 from efface.evidence.needs import Needs
-from efface.methods import complete_prompts, finite, require
-from efface.numerics import geometry, information, spectral
-from efface.numerics.effects import effects, power_of_ten, short
-from efface.numerics.rows import content_to_end, last_row, paired_rows
-from efface.patch import Dense, Edit, LowRank, Operator, Patch
-from efface.work import Work, seed_of
+from efface.methods import require
+from efface.methods._constraints import Block, Projections, Texts, by_door, chosen, erased, kept
+from efface.methods._geometry import Geometry
+from efface.methods._informax import Channels, Entropy, Informax
+from efface.methods._sentences import KeptSentences
+from efface.methods._systems import Edited, Numbers, RowSystem, TextRows, one_operator, stored
+from efface.model.card import Door
+from efface.numerics import spectral
+from efface.numerics.rows import end_row
+from efface.patch import Answer, Edit, LowRank
 
 if TYPE_CHECKING:
     from efface.evidence.gather import Evidence
-    from efface.model import Encoded, Model
+    from efface.model import Model
     from efface.model.card import Card
-    from efface.request import Concept, Request
+    from efface.request import Request
+    from efface.work import Work
 
-__all__ = ["ScaPre"]
+__all__ = ["PRESETS", "LargeScale", "Paper", "RollBack", "ScaPre", "Spectral", "System"]
 
 SATURATED = 0.95  # above this share of channels at the largest information the mask tells nothing apart
-RESIDUAL_LIMIT = 1e-6
 
-# The large-scale script with its published flags for fifty classes; `code-similar`: for look-alikes and for painters.
-_CODE: dict[str, Any] = {
-    "form": "large-scale", "projections": "both", "rows": "tail", "expand": "none", "companions": 0, "guide": "",
-    "prompt_file": "", "anchor": "guide", "balance": False, "technique": "replace", "erase_scale": 3.0, "lam": 0.5,
-    "anchored": True, "keep_scale": 0.0, "empty_scale": 0.0, "mask": "code", "normalise": "zscore", "power": 5.0,
-    "sigma": 0.01, "negatives": "empty", "draws": 5, "redraw": True, "samples": 20, "bins": 20, "target": "mask",
-    "concept_gram": True, "decouple": True, "decoupler": "span", "spectral": False, "gate": "code",
-    "temperature": 1.0, "spectral_power": 1.0, "residual_scale": 0.0, "geometry": "rows", "iterations": 1,
-    "bures": 0.0, "truncate": 1e-4, "floor": 0.8, "blend": False, "mu": "entropy", "relative": False,
-}  # fmt: skip
-_ROLL_BACK: dict[str, Any] = _CODE | {  # the roll-back script with its published flags for ten and for fifty classes
-    "form": "roll-back", "erase_scale": 1.0, "power": 2.0, "decouple": False, "geometry": "roll-back", "mu": 0.0,
-}  # fmt: skip
-# The paper's equation. What it leaves open is filled as in the code (lam, draws, guide, anchored); bures 0.3 is ours.
-_PAPER: dict[str, Any] = _CODE | {
-    "form": "paper", "erase_scale": 1.0, "normalise": "max", "power": 1.0, "redraw": False, "target": "full",
-    "concept_gram": False, "decoupler": "rows", "spectral": True, "gate": "paper", "geometry": "bures", "mu": 0.0,
-    "bures": 0.3,
-}  # fmt: skip
-_EFFACE: dict[str, Any] = _CODE | {
-    "rows": "content-to-end", "expand": "sentence", "companions": 32,
-    "anchor": "nearest", "balance": True, "erase_scale": 20.0, "lam": 0.05, "keep_scale": 1.0, "empty_scale": 1.0,
-    "mask": "off", "normalise": "unit", "power": 1.0, "sigma": 0.003, "negatives": "keep", "redraw": False,
-    "target": "interpolate", "concept_gram": False, "decouple": False, "geometry": "bures", "mu": 0.0,
-    "relative": True,
-}  # fmt: skip
-# Chosen on the tune half of the bundled `mini` for a keep list of half its objects; a longer one needs a larger scale.
-_WORLD: dict[str, Any] = _EFFACE | {"erase_scale": 1.0, "lam": 0.02}
-PRESETS: dict[str, dict[str, Any]] = {
-    "code": _CODE,
-    "code/sensitive": {"erase_scale": 1.0, "mask": "off", "iterations": 2},
-    "code-similar": _CODE | {"erase_scale": 2.0, "power": 8.0, "spectral": True, "samples": 30},
-    "roll-back": _ROLL_BACK,
-    "roll-back/style": {"floor": 0.5, "guide": "art"},
-    "roll-back-similar": _ROLL_BACK | {"floor": 1.0, "spectral": True},
-    "paper": _PAPER,
-    "efface": _EFFACE,
-    "world": _WORLD,
-}
+
+@dataclass(frozen=True)
+class Spectral:
+    """The spectral trace regulariser."""
+
+    on: bool = False
+    """Whether there is one."""
+    gate: Literal["code", "paper", "shared"] = "code"
+    """What it damps: directions that few concepts share (code), the paper's (1 - sigmoid(s)) s, or those that many
+    share (ours, its temperature in units of the median)."""
+    temperature: float = 1.0
+    """Of the gate."""
+    exponent: float = 1.0
+    """Of the gate."""
+
+    def __post_init__(self) -> None:
+        require(self, "temperature", "exponent", above=0)
+
+    @property
+    def formula(self) -> spectral.Gate:
+        return spectral.Gate(self.temperature, self.exponent, self.gate)
+
+
+# --- the three systems -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ScaPre:
-    """Rows w_i solve `w_i ((lam + mu) I + R + G + a_i Pi_C) = (lam + mu) w0_i + V_i`, then move back towards w0_i.
+    """What the three systems share. G is the Gram matrix of the context rows, V what they shall become."""
 
-    form: "large-scale", "roll-back" (no mu, the spectral term stands on the right), "paper" (`B W + W A = lam W0 + V`).
-    projections: keys, values or both. rows: context rows: "tail" (code), "last", "content" or "content-to-end", the
-    last two paired by role (ours). expand: "none", the released templates ("code") or "sentence" (ours: short sentences
-    around each name). companions: kept texts that an erased style is taken away from (ours; "a cat in noto style" ->
-    "a cat"). guide: anchor of concepts that name none. prompt_file: complete prompts, one a line, for the one
-    concept of kind sensitive. anchor: "nearest" (ours) sends objects without an anchor to the closest kept text.
-    balance: every concept weighs the same, however many texts it has (ours). technique: guide outputs as they are, or
-    less their part along the concept's own ("tensor"). erase_scale: eta. lam: ridge. anchored: keep `lam W0` on the
-    right; the equation as printed has none. keep_scale, empty_scale: weight of kept texts and of the empty text in the
-    equation (ours; 0 is the code's, which ignores them).
-
-    mask: Informax by "code" draws, by "rowwise" scalar draws, in the "population" limit (both ours) or "off";
-    normalise: "zscore" (code), "max" (paper), "unit" (ours); power, sigma, draws a side; redraw: a second set for the
-    decoupler, as released; negatives: "empty" (code), "keep" or "guide" texts (ours). samples, bins: of the entropy
-    factor. target: "mask" multiplies it (code), "interpolate" (ours) leaves masked-out channels as they are, "full" has
-    no mask, "zero" is the paper's V* = 0. concept_gram: add C C^T. decouple: penalise inside span(C) or, with decoupler
-    "rows", everywhere (paper). spectral, gate, temperature, spectral_power, residual_scale (0: eta): the spectral term.
-
-    geometry: "rows" (code, with iterations), "bures" (full step of length `bures`, singular values below `truncate` of
-    the largest left out), "roll-back" (by entropy, at least `floor` of the edit stays), "none". blend: the released
-    mix of energy and angle. mu: a number or "entropy", the code's. relative: lam and sigma are in units of the rows'
-    root mean square norm, squared for lam (ours), so that settings carry over to other text encoders.
-    """
-
-    form: Literal["large-scale", "roll-back", "paper"] | None = None
-    projections: Literal["both", "keys", "values"] | None = None
-    rows: Literal["tail", "last", "content", "content-to-end"] | None = None
-    expand: Literal["none", "code", "sentence"] | None = None
-    companions: int | None = None
-    guide: str | None = None
-    prompt_file: str | None = None
-    anchor: Literal["guide", "nearest"] | None = None
-    balance: bool | None = None
-    technique: Literal["replace", "tensor"] | None = None
-    erase_scale: float | None = None
-    lam: float | None = None
-    anchored: bool | None = None
-    keep_scale: float | None = None
-    empty_scale: float | None = None
-    mask: Literal["code", "rowwise", "population", "off"] | None = None
-    normalise: Literal["zscore", "max", "unit"] | None = None
-    power: float | None = None
-    sigma: float | None = None
-    negatives: Literal["empty", "keep", "guide"] | None = None
-    draws: int | None = None
-    redraw: bool | None = None
-    samples: int | None = None
-    bins: int | None = None
-    target: Literal["mask", "interpolate", "full", "zero"] | None = None
-    concept_gram: bool | None = None
-    decouple: bool | None = None
-    decoupler: Literal["span", "rows"] | None = None
-    spectral: bool | None = None
-    gate: Literal["code", "paper", "shared"] | None = None
-    temperature: float | None = None
-    spectral_power: float | None = None
-    residual_scale: float | None = None
-    geometry: Literal["rows", "bures", "roll-back", "none"] | None = None
-    iterations: int | None = None
-    bures: float | None = None
-    truncate: float | None = None
-    floor: float | None = None
-    blend: bool | None = None
-    mu: float | Literal["entropy"] | None = None
-    relative: bool | None = None
+    texts: Texts = field(default=Texts())
+    """What is said of a concept."""
+    projections: Projections = "both"
+    """Which projections of cross-attention are edited."""
+    technique: Literal["replace", "tensor"] = "replace"
+    """Outputs of the anchor as they are, or less their part along the concept's own."""
+    erase_scale: float = 1.0
+    """eta, the weight of what is erased."""
+    lam: float = 0.5
+    """The ridge: how strongly a weight is pulled to its old value."""
+    mask: Informax = field(default=Informax())
+    """The Informax decoupler's masks."""
+    target: Literal["mask", "interpolate", "full", "zero"] = "mask"
+    """The mask multiplies what a concept shall become (code), leaves masked-out channels as they are (ours), or does
+    not act on it; zero is the paper's V* = 0."""
+    spectral: Spectral = field(default=Spectral())
+    """The spectral trace regulariser."""
+    entropy: Entropy = field(default=Entropy())
+    """The entropy factor and mu."""
+    geometry: Geometry = field(default=Geometry())
+    """The step back towards the old weight."""
 
     def __post_init__(self) -> None:
-        positive = ("erase_scale", "lam", "power", "sigma", "draws", "samples", "bins", "temperature", "spectral_power")
-        shares = ("bures", "truncate", "floor")
-        others = ("companions", "keep_scale", "empty_scale", "residual_scale", "mu")
-        require(self, (*positive, "iterations"), (*others, *shares))
-        for field in shares:
-            if (getattr(self, field) or 0) > 1:
-                raise BadRequest(f"setting {field!r} of ScaPre is a share of at most 1, got {getattr(self, field)}")
-        if self.bins == 1:
-            raise BadRequest("setting 'bins' of ScaPre must be at least 2: one bin holds everything")
+        require(self, "erase_scale", "lam", above=0)
+
+    # What a system adds to the equation; each knows one or two of these.
+
+    @property
+    def decoupled(self) -> Literal["span", "rows", "off"]:
+        """Where the decoupler's penalty a_i acts."""
+        return "off"
+
+    @property
+    def held(self) -> bool:
+        """Whether `lam W0` stands on the right side."""
+        return True
+
+    def further(self, concepts: Tensor) -> list[tuple[Tensor, float | Tensor]]:
+        """Rows (n, d) with weights that the Gram matrix also holds; concepts (m, d)."""
+        return []
+
+    def damping(self) -> spectral.Gate | None:
+        """The gate of R where R grows with mu."""
+        return None
+
+    def taken_off(self, V: Tensor, weight: Tensor, concepts: Tensor) -> Tensor:
+        """The right side V (o, d) after the spectral term."""
+        return V
+
+    # --- asking --------------------------------------------------------------------------------------------------
 
     def ask(self, request: Request, card: Card) -> Needs:
         """The texts of concepts, anchors and kept texts, and the empty text; no pictures, no denoiser."""
-        self._check(request)
-        pairs = [t for c in request.concepts for pair in self._pairs(c, request) for t in pair]
-        texts = ["", *pairs, *self._kept_texts(request)]
-        if self.anchor == "nearest" and self.expand == "code":  # every kept thing may become an anchor
-            texts += [f.format(t) for t in _kept(request)[0] for f in prompts.load("scapre")["released"]["object"]]
-        return Needs(texts=tuple(dict.fromkeys(texts)))
+        self.check(request)
+        pairs = [t for c in request.concepts for pair in self.texts.pairs(c, request) for t in pair]
+        return Needs(texts=tuple(dict.fromkeys(["", *pairs, *self.texts.kept(request)])))
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
         """Raise BadRequest for settings that contradict each other or the request."""
-        if not self.anchored and self.target == "zero":
-            raise BadRequest("setting 'anchored' is off and 'target' is zero: W = 0 is the only solution; change one")
-        if self.decoupler == "rows" and self.decouple and self.spectral and self.form == "large-scale":
-            raise BadRequest("setting 'decoupler' rows excludes 'spectral' in the large-scale form; set form=paper")
-        for concept in request.concepts:
-            if concept.anchor is None and self.guide in concept.texts:
-                raise BadRequest(f"setting 'guide' is {self.guide!r}, which is to be erased; name another guide")
-        things, styles = _kept(request)
-        product = things and (styles or any(c.kind == "style" for c in request.concepts))
-        if complete_prompts(self, request) and self.expand == "sentence" and product:
-            raise BadRequest(
-                "kind 'sensitive' cannot be combined with a product of two lists, and kept things are worded in every "
-                "style of the request; erase or keep styles in a request of their own, or set expand=none"
-            )
+        self.texts.check(request)
 
-    def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Patch:
+    # --- solving -------------------------------------------------------------------------------------------------
+
+    def solve(self, model: Model, evidence: Evidence, request: Request, work: Work) -> Answer:
         """One operator where nothing depends on the weight, else one change a site, low rank where that is smaller."""
-        context = _Context(self, evidence, self._anchored(request, evidence), work)
-        roles = {"both": ("cross.k", "cross.v"), "keys": ("cross.k",), "values": ("cross.v",)}
-        sites = [s.name for s in model.card.select(*roles[self.projections or "both"])]
-        if self._one_operator:
-            edit, numbers = _operator(context, model, sites)
-            return Patch((edit,), {"numbers": {"shared": context.numbers, "sites": numbers}})
         edits: list[Edit] = []
         numbers = {}
+        for door in model.card.doors:
+            system = System(self, evidence, request, door, work)
+            sites = chosen(model.card, door, self.projections)
+            own, found = self._one(system, model, sites) if self.linear else self._each(system, model, sites, work)
+            edits += own
+            numbers[door.name] = {"shared": system.numbers, "sites": found}
+        return Answer(tuple(edits), by_door(numbers))
+
+    @property
+    def linear(self) -> bool:
+        """Without masks, entropy and geometry step nothing depends on the weight: `W' = W (I + S)` at every site."""
+        replaced = self.technique == "replace" and self.mask.information == "off"
+        return replaced and self.geometry.still and self.entropy.mu != "entropy"
+
+    def _one(self, system: System, model: Model, sites: list[str]) -> tuple[list[Edit], dict[str, Numbers]]:
+        unit = system.site(torch.eye(system.door.width, dtype=torch.float64), "")
+        edit, numbers = one_operator(system.door, unit, system.rows, model, sites)
+        return [edit], numbers
+
+    def _each(
+        self, system: System, model: Model, sites: list[str], work: Work
+    ) -> tuple[list[Edit], dict[str, Numbers]]:
+        edits: list[Edit] = []
+        numbers: dict[str, Numbers] = {}
         for site in work.progress(sites, "sites"):
             weight = model.weight(site).cpu().double()  # (o, d)
-            new, numbers[site] = context.site(weight, site)
-            edits.append(_stored(site, new - weight))
-            if isinstance(edits[-1], LowRank):
-                numbers[site]["rank"] = edits[-1].up.shape[1]
+            found = system.site(weight, site)
+            edit = stored(site, found.weight - weight)
+            rank = {"rank": edit.up.shape[1]} if isinstance(edit, LowRank) else {}
+            edits.append(edit)
+            numbers[site] = found.numbers | rank
         _warn(numbers)
-        return Patch(tuple(edits), {"numbers": {"shared": context.numbers, "sites": numbers}})
+        return edits, numbers
+
+
+@dataclass(frozen=True)
+class LargeScale(ScaPre):
+    """The large-scale script: R = mu U diag(1 - g) U^T, and a_i = eta max_k m_ki in the span of the concepts."""
+
+    erase_scale: float = 3.0
+    """eta, the weight of what is erased."""
+    decoupler: Literal["span", "rows", "off"] = "span"
+    """Where the penalty a_i acts: in the span of the concepts (code), on whole rows (paper), or nowhere."""
+    concept_gram: bool = True
+    """Whether C C^T is added to G."""
 
     @property
-    def _one_operator(self) -> bool:
-        """Without masks, entropy and geometry step nothing depends on the weight: `W' = W (I + S)` at every site."""
-        still = {"none": True, "rows": False, "bures": not self.bures, "roll-back": self.floor == 1}
-        linear = self.technique == "replace" and not self.blend and self.mu != "entropy"
-        return self.mask == "off" and linear and still[self.geometry or "none"]
+    def decoupled(self) -> Literal["span", "rows", "off"]:
+        return self.decoupler
+
+    def further(self, concepts: Tensor) -> list[tuple[Tensor, float | Tensor]]:
+        return [(concepts, 1.0)] if self.concept_gram else []
+
+    def damping(self) -> spectral.Gate | None:
+        return self.spectral.formula if self.spectral.on else None
+
+    def check(self, request: Request) -> None:
+        super().check(request)
+        if self.decoupler == "rows" and self.spectral.on:
+            raise BadRequest("setting 'decoupler' rows excludes 'spectral' in the large-scale form; take preset=paper")
+
+
+@dataclass(frozen=True)
+class RollBack(ScaPre):
+    """The roll-back script: no mu, no a_i, the spectral term on the right side, and a share of every row given back."""
+
+    mask: Informax = field(default=Informax(power=2.0))
+    """The Informax decoupler's masks."""
+    entropy: Entropy = field(default=Entropy(mu=0.0))
+    """The entropy factor and mu."""
+    geometry: Geometry = field(default=Geometry(step="roll-back"))
+    """The step back towards the old weight."""
+    concept_gram: bool = True
+    """Whether C C^T is added to G."""
+    residual_scale: float | Literal["erase_scale"] = "erase_scale"
+    """Weight of the spectral term; that of `erase_scale` as released."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "residual_scale", least=0)
+
+    def further(self, concepts: Tensor) -> list[tuple[Tensor, float | Tensor]]:
+        return [(concepts, 1.0)] if self.concept_gram else []
+
+    def taken_off(self, V: Tensor, weight: Tensor, concepts: Tensor) -> Tensor:
+        if not self.spectral.on:
+            return V
+        scale = self.erase_scale if isinstance(self.residual_scale, str) else self.residual_scale
+        return V - scale * spectral.residual_term(weight, concepts, self.spectral.formula)
+
+
+@dataclass(frozen=True)
+class Paper(ScaPre):
+    """The paper's equation `diag(a) W + W (lam I + S + R) = lam W0 + V`, then the full Bures step.
+
+    What the paper leaves open (lam, draws, guide, `lam W0`) is filled as in the code; the length of the step is ours.
+    """
+
+    mask: Informax = field(default=Informax(normalise="max", power=1.0, redraw=False))
+    """The Informax decoupler's masks."""
+    target: Literal["mask", "interpolate", "full", "zero"] = "full"
+    """The mask multiplies what a concept shall become (code), leaves masked-out channels as they are (ours), or does
+    not act on it; zero is the paper's V* = 0."""
+    spectral: Spectral = field(default=Spectral(on=True, gate="paper"))
+    """The spectral trace regulariser."""
+    entropy: Entropy = field(default=Entropy(mu=0.0))
+    """The entropy factor and mu."""
+    geometry: Geometry = field(default=Geometry(step="bures", bures=0.3))
+    """The step back towards the old weight."""
+    decoupler: Literal["span", "rows", "off"] = "rows"
+    """Where the penalty a_i acts: in the span of the concepts (code), on whole rows (paper), or nowhere."""
+    anchored: bool = True
+    """Whether `lam W0` stands on the right side; the equation as printed has none."""
 
     @property
-    def _entropies(self) -> bool:
-        """Whether the entropy factor of the rows is looked at."""
-        return self.mu == "entropy" or bool(self.blend) or (self.geometry == "roll-back" and self.floor != 1)
+    def decoupled(self) -> Literal["span", "rows", "off"]:
+        return self.decoupler
 
-    def _pairs(self, concept: Concept, request: Request) -> list[tuple[str, str]]:
-        """(text, anchor text) of a concept, its synonyms and the sentences around them."""
-        anchor = self.guide or "" if concept.anchor is None else concept.anchor
-        if concept.kind == "sensitive":
-            return [(line, anchor) for line in complete_prompts(self, request)]
-        pairs = [(text, anchor) for text in concept.texts]
-        if self.expand == "none":
-            return pairs
-        kind, data = "style" if concept.kind == "style" else "object", prompts.load("scapre")
-        names = list(concept.texts)
-        if kind == "style":  # the sentences say "style" themselves
-            names, anchor = [text.removesuffix(" style") for text in names], anchor.removesuffix(" style")
-        if self.expand == "code":  # an empty anchor stays the empty text: "image of" alone would itself be a concept
-            forms = data["released"][kind]
-            return pairs + [(f.format(n), f.format(anchor) if anchor else "") for n in names for f in forms]
-        forms = data["sentences"][kind][1:]
-        pairs += [(f.format(n), f.format(anchor) if anchor else bare) for n in names for f, bare in forms]
-        if kind != "style" or not self.companions or not (things := _kept(request)[0]):
-            return pairs
-        # taken away from things that stay, a style leaves them as they are; alone it would take them along
-        kept = [things[i * len(things) // n] for n in [min(self.companions, len(things))] for i in range(n)]
-        new = f"a {{}} in {anchor} style" if anchor else "a {}"
-        return [(f"a {k} in {name} style", new.format(k)) for name in names for k in kept]
+    @property
+    def held(self) -> bool:
+        return self.anchored
 
-    def _anchored(self, request: Request, evidence: Evidence) -> Request:
-        """With anchor "nearest": every object without an anchor of its own goes to the kept text closest to it."""
-        if self.anchor != "nearest" or not (things := _kept(request)[0]):
-            return request
-        kept = torch.stack([_meaning(evidence.text(text)) for text in things])  # (k, d)
+    def further(self, concepts: Tensor) -> list[tuple[Tensor, float | Tensor]]:
+        if not self.spectral.on:
+            return []
+        directions, penalty = spectral.penalised(concepts, self.spectral.formula)
+        return [(directions.T, penalty)]  # R has no mu here and is one more Gram matrix
 
-        def settled(concept: Concept) -> Concept:
-            if concept.kind in ("style", "sensitive") or concept.anchor is not None:
-                return concept
-            closest = int((kept @ _meaning(evidence.text(concept.name))).argmax())
-            return replace(concept, anchor=things[closest])
-
-        return replace(request, concepts=tuple(settled(c) for c in request.concepts))
-
-    def _kept_texts(self, request: Request) -> dict[str, float]:
-        """Texts that keep their outputs, and their weights; a kept thing in all kept styles weighs as one sentence."""
-        scale, found = self.keep_scale or 0.0, {"": self.empty_scale or 0.0}
-        if self.expand != "sentence":
-            return found | dict.fromkeys(sorted(request.kept_texts), scale)
-        things, styles = _kept(request)
-        for kind, names in (("object", things), ("style", styles)):
-            sentences = prompts.load("scapre")["sentences"][kind]
-            found |= {form.format(n): scale for n in names for form, _ in sentences}
-        return found | {f"a {t} in {s} style": scale / len(styles) for t in things for s in styles}
+    def check(self, request: Request) -> None:
+        super().check(request)
+        if not self.anchored and self.target == "zero":
+            raise BadRequest("setting 'anchored' is off and 'target' is zero: W = 0 is the only solution; change one")
 
 
-def _kept(request: Request) -> tuple[list[str], list[str]]:
-    """Kept things, and the bare names of kept styles; sorted, so that the order of the request does not matter."""
-    texts = sorted(request.kept_texts)
-    things = [t for t in texts if not t.endswith(" style")]
-    return things, [t.removesuffix(" style") for t in texts if t.endswith(" style")]
+# --- presets ---------------------------------------------------------------------------------------------------------
+
+# The published flags of either script, for fifty classes; `code-similar`: for look-alikes and for painters.
+_CODE, _ROLL_BACK = LargeScale(), RollBack()
+PRESETS: dict[str, ScaPre | KeptSentences] = {
+    "code": _CODE,
+    "code/sensitive": replace(
+        _CODE, erase_scale=1.0, mask=replace(_CODE.mask, information="off"), geometry=Geometry(iterations=2)
+    ),
+    "code-similar": replace(
+        _CODE,
+        erase_scale=2.0,
+        mask=replace(_CODE.mask, power=8.0),
+        spectral=Spectral(on=True),
+        entropy=Entropy(samples=30),
+    ),
+    "roll-back": _ROLL_BACK,
+    "roll-back/style": replace(_ROLL_BACK, texts=Texts(guide="art"), geometry=Geometry(step="roll-back", floor=0.5)),
+    "roll-back-similar": replace(
+        _ROLL_BACK, spectral=Spectral(on=True), geometry=Geometry(step="roll-back", floor=1.0)
+    ),
+    "paper": Paper(),
+    "efface": KeptSentences(),
+    # chosen on the tune half of `mini` for a keep list of half its objects; a longer one needs a larger scale
+    "world": KeptSentences(erase_scale=1.0, lam=0.02),
+}
+PLUGIN = ScaPre
 
 
-class _Context:
-    """What all sites share: rows, concept vectors, the factorisation, negatives. One text stream."""
+# --- one door --------------------------------------------------------------------------------------------------------
 
-    def __init__(self, method: ScaPre, evidence: Evidence, request: Request, work: Work) -> None:
-        self.method, self.seed = method, work.seed
-        self.names: list[str] = []
-        blocks, guides, firsts, neutral = [], [], [], []
-        for concept in request.concepts:
-            pairs = method._pairs(concept, request)
-            weight = (1 / len(pairs)) ** 0.5 if method.balance else 1.0
-            for text, anchor in pairs:
-                own, other = finite(evidence.text(text)), finite(evidence.text(anchor))
-                x, g, goal = paired_rows(method.rows or "tail", own.rows, own.count - 2, other.rows, other.count - 2)
-                if torch.equal(x, g):
-                    raise BadRequest(f"anchor {anchor!r} means the same as {text!r} to this model; name another anchor")
-                blocks.append(weight * x.double())
-                guides.append(weight * g.double())
-                firsts.append((last_row(own.rows, own.count - 2)[0], goal))
-                neutral.append(last_row(other.rows, other.count - 2) if anchor else other.rows[1:2])
-                self.names.append(text)
-        self.pairs = spectral.pair_rows(blocks, guides)
-        self.concepts, self.goals = (torch.stack(v).double() for v in zip(*firsts, strict=True))  # (m, d)
-        self.empty = evidence.text("").rows.double()  # (L, d)
-        scales = method._kept_texts(request)
-        kept = [finite(evidence.text(t)) for t in scales]
-        weighed = [(content_to_end(e.rows), w) for e, w in zip(kept, scales.values(), strict=True) if w]
-        self.kept_rows = sum(len(rows) for rows, _ in weighed)
-        self.kept_gram = spectral.gram_of(weighed) if weighed else None  # (d, d)
-        named = [last_row(e.rows, e.count - 2)[0].double() for e in kept if e.text]
-        self.neutral = torch.stack(named) if method.negatives == "keep" and named else self.empty[1]  # EOS
-        if method.negatives == "guide":
-            self.neutral = torch.stack(neutral).double()  # (m, 1, d)
-        scale = float(self.concepts.square().sum(1).mean().sqrt()) if method.relative else 1.0
-        self.lam, self.sigma = float(method.lam or 0.0) * scale**2, float(method.sigma or 0.0) * scale
-        self.eta = float(method.erase_scale or 0.0)
-        self.gate = spectral.Gate(method.temperature or 1.0, method.spectral_power or 1.0, method.gate or "code")
-        self._factor()
-        self.looked_at = (self.concepts, self.goals, self.empty)
-        self.probe = torch.randn(self.empty.shape[1], 2, generator=work.rng("residual"), dtype=torch.float64)
 
-    def _factor(self) -> None:
-        m = self.method
-        blocks: list[tuple[torch.Tensor, float | torch.Tensor]] = [(self.pairs.stacked(), self.eta)]
-        if m.concept_gram:
-            blocks.append((self.concepts, 1.0))
-        if m.spectral and m.form == "paper":  # R has no mu there and is one more Gram matrix
-            directions, penalty = spectral.penalised(self.concepts, self.gate)
-            blocks.append((directions.T, penalty))
-        gate = self.gate if m.spectral and m.form == "large-scale" else None
-        self.shared = spectral.shared_factor(*spectral.weighted(blocks), self.lam, self.concepts, gate, self.kept_gram)
-        sizes = {"concepts": len(self.concepts), "rows": len(blocks[0][0]), "kept_rows": self.kept_rows}
-        self.numbers = self._system(0.0) | sizes
+class System:
+    """What all sites of a door share: rows, factorisation, masks."""
 
-    def _system(self, mu: float) -> dict[str, float]:
-        return {"condition": short(self.shared.condition(mu)), "effective_rank": short(self.shared.effective_rank(mu))}
+    def __init__(self, method: ScaPre, evidence: Evidence, request: Request, door: Door, work: Work) -> None:
+        self.method, self.door = method, door
+        blocks = erased(evidence, request, method.texts, door)
+        self.rows = rows = TextRows.of(blocks, evidence, door)
+        neutral = _neutral(method, blocks, rows, evidence, request, door)
+        self.channels = Channels(method.mask, method.entropy, rows.names, rows.concepts, neutral, work.seed)
+        parts = [(rows.pairs.stacked(), method.erase_scale), *method.further(rows.concepts)]
+        self.shared = spectral.shared_factor(*spectral.weighted(parts), method.lam, rows.concepts, method.damping())
+        self.system = RowSystem(self.shared, rows, 0, work)
+        self.numbers = self.system.numbers
 
-    def site(self, weight: torch.Tensor, name: str) -> tuple[torch.Tensor, dict[str, float]]:
-        """The edited weight (o, d) of one site and its numbers."""
+    def site(self, weight: Tensor, name: str) -> Edited:
+        """The edited weight of one site and its numbers; weight (o, d)."""
         m, entropy = self.method, None
-        if m._entropies:
-            draws = self._draws(name, "entropy", "", m.samples or 20, weight.shape[1])
-            entropy = information.entropy_factor(weight, self.concepts, draws, self.sigma, m.bins or 20)  # (o,)
-        mu = float((1 - entropy).clamp(0, 1).mean()) if entropy is not None and m.mu == "entropy" else float(m.mu or 0)
-        masks, found = self._masks(weight, name, "target")  # (o, m)
-        V, anchor = self._target(weight, masks), (self.lam + mu) * bool(m.anchored)
-        right = spectral.right_side(weight, V, anchor, self.kept_gram)
-        strength, pull = mu, None
-        if m.decouple:
-            # The released code draws these masks a second time, independently of the target's.
-            again = self._masks(weight, name, "decouple")[0] if m.redraw else masks
-            pull = self.eta * again.amax(1)  # (o,)
-            if m.decoupler == "rows":
-                strength, pull = mu + pull[:, None], None
-        solved = self.shared.solve(right, strength, pull)
-        residual = self.shared.residual(solved, right, strength, pull, self.probe)
-        if not residual < RESIDUAL_LIMIT:
-            raise BadRequest(f"the equation at {name or 'all sites'} is solved to {residual:.0e} only; raise lam")
-        new = self._geometry(solved, weight, mu, entropy)
-        numbers = {
-            "mu": round(mu, 6), "residual": power_of_ten(residual),
-            "saturation": round(information.saturation(found), 4) if found is not None else 0.0,
-            "information_values": 0 if found is None else len(found.unique(sorted=False)),
-        }  # fmt: skip
-        return new, effects(new, weight, *self.looked_at) | numbers | self._system(mu)
+        if m.entropy.mu == "entropy" or m.geometry.by_entropy:
+            entropy = self.channels.entropies(weight, name)  # (o,)
+        mu = self.mu(entropy)
+        masks = self.channels.masks(weight, name, "target")
+        right = spectral.right_side(weight, self.target(weight, masks.values), (m.lam + mu) * m.held)
+        strength, pull = self.pulls(weight, name, masks.values, mu)
+        solved, exactness = self.system.solve(right, strength, pull, name)
+        new = m.geometry.moved(solved, weight, m.lam, mu, entropy)
+        numbers = self.rows.effects(new, weight) | {"mu": round(mu, 6)} | exactness | masks.numbers
+        return Edited(new, numbers | self.system.about(mu))
 
-    def _target(self, weight: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    def mu(self, entropy: Tensor | None) -> float:
+        """Strength of the pull to the old weight at a site with these entropies (o,)."""
+        setting = self.method.entropy.mu
+        if isinstance(setting, str):
+            assert entropy is not None
+            return float((1 - entropy).clamp(0, 1).mean())
+        return float(setting)
+
+    def pulls(self, weight: Tensor, name: str, masks: Tensor, mu: float) -> tuple[float | Tensor, Tensor | None]:
+        """mu with the decoupler's penalty: a strength a row (o, 1), or beside it the penalty (o,) in the span."""
+        m = self.method
+        if m.decoupled == "off":
+            return mu, None
+        # The released code draws these masks a second time, independently of the target's.
+        again = self.channels.masks(weight, name, "decouple").values if m.mask.redraw else masks
+        pull = m.erase_scale * again.amax(1)  # (o,)
+        return (mu + pull[:, None], None) if m.decoupled == "rows" else (mu, pull)
+
+    def target(self, weight: Tensor, masks: Tensor) -> Tensor:
         """V (o, d)."""
         m, V = self.method, torch.zeros_like(weight)
         if m.target != "zero":
             masks = torch.ones_like(masks) if m.target == "full" else masks
-            how = {"technique": m.technique or "replace", "interpolate": m.target == "interpolate"}
+            interpolate = m.target == "interpolate"
             try:
-                V = spectral.target(weight, self.pairs, masks, self.eta, **how)
+                V = spectral.target(
+                    weight, self.rows.pairs, masks, m.erase_scale, technique=m.technique, interpolate=interpolate
+                )
             except ValueError as error:
                 raise BadRequest(str(error)) from None
-        if m.spectral and m.form == "roll-back":
-            V = V - (m.residual_scale or self.eta) * spectral.residual_term(weight, self.concepts, self.gate)
-        return V
-
-    def _masks(self, weight: torch.Tensor, site: str, purpose: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Informax masks (o, m) and the information (o, m) that they come from."""
-        m, draws, rowwise = self.method, None, self.method.mask == "rowwise"
-        if m.mask == "off":
-            return torch.ones(len(weight), len(self.concepts), dtype=torch.float64), None
-        if m.mask != "population":
-            size = (len(weight), m.draws or 5) if rowwise else (m.draws or 5, weight.shape[1])
-            draws = [self._draws(site, purpose, side, *size) for side in ("positive", "negative")]
-        found = information.information(weight, self.concepts, self.neutral, self.sigma, draws, rowwise=rowwise)
-        return information.normalise(found, m.normalise or "zscore", power=m.power or 1.0), found
-
-    def _draws(self, site: str, purpose: str, side: str, *size: int) -> torch.Tensor:
-        """Standard normal (m, *size), float32 as released; keyed by site, concept and purpose: order is no matter."""
-        n = min(len(self.names), torch.get_num_threads())
-        out = torch.empty(len(self.names), *size)
-
-        def fill(first: int) -> None:
-            for line, name in zip(out[first::n], self.names[first::n], strict=True):
-                line.normal_(generator=torch.Generator().manual_seed(seed_of(self.seed, site, name, purpose, side)))
-
-        with ThreadPoolExecutor(n) as pool:  # a generator runs on one core, and drawing is much of the whole edit
-            list(pool.map(fill, range(n)))
-        return out.double()
-
-    def _geometry(self, new: torch.Tensor, weight: torch.Tensor, mu: float, e: torch.Tensor | None) -> torch.Tensor:
-        m = self.method
-        if m.geometry == "rows":
-            p, q = geometry.row_prox(new, weight, self.lam + mu, mu, m.iterations or 1)
-            new = geometry.combine(p, new, q, weight)
-        elif m.geometry == "bures" and m.bures:
-            new = geometry.bures_step(new, weight, m.bures, m.truncate or 0.0)
-        elif m.geometry == "roll-back" and e is not None:
-            new = geometry.entropy_rollback(new, weight, e, m.floor or 0.0)
-        return geometry.energy_angle_blend(new, weight, (1 - e).clamp(0, 1)) if m.blend and e is not None else new
+        return m.taken_off(V, weight, self.rows.concepts)
 
 
-def _warn(numbers: dict[str, dict[str, float]]) -> None:
+def _neutral(
+    method: ScaPre, blocks: list[Block], rows: TextRows, evidence: Evidence, request: Request, door: Door
+) -> Tensor:
+    """Rows of neutral text: (d,), one a kept text (r, d) or one a concept (m, 1, d)."""
+    named = kept(evidence, method.texts.kept(request), "last", door)  # also looks for NaN
+    if method.mask.negatives == "guide":
+        return torch.stack([b.neutral for b in blocks]).double()
+    if method.mask.negatives == "keep" and named:
+        return torch.stack([row[0].double() for streams in named for row in streams])
+    return end_row(rows.empty, rows.spans)[0]
+
+
+def _warn(numbers: dict[str, Numbers]) -> None:
     """Say so where the masks tell no channels apart."""
     share = sum(n["saturation"] for n in numbers.values()) / len(numbers)
     if share > SATURATED:
-        from efface.errors import EffaceWarning
-
         text = f"{share:.1%} of the Informax masks are saturated, so power acts as one factor for all; raise sigma"
-        warnings.warn(text, EffaceWarning, stacklevel=3)
-
-
-def _meaning(encoded: Encoded) -> torch.Tensor:
-    """The last content row at unit length, less BOS: what is common to all texts tells nothing. (d,)"""
-    row = encoded.rows[encoded.count - 2] - encoded.rows[0]
-    return torch.nn.functional.normalize(row.double(), dim=0)
-
-
-def _operator(context: _Context, model: Model, sites: list[str]) -> tuple[Edit, dict[str, dict[str, float]]]:
-    """The edit of the identity matrix is I + S; one S serves every site."""
-    stream = model.card.streams[0]
-    unit = torch.eye(stream.width, dtype=torch.float64)
-    new, shared = context.site(unit, "")
-    numbers = {}
-    for site in sites:
-        weight = model.weight(site).cpu().double()  # (o, d)
-        numbers[site] = shared | effects(weight @ new, weight, *context.looked_at)
-    left, right = spectral.factors(new - unit)
-    return Operator(stream.name, left.float().contiguous(), right.float().contiguous(), tuple(sites)), numbers
-
-
-def _stored(site: str, delta: torch.Tensor) -> Edit:
-    """Low rank where the measured rank is smaller, else dense; float32 either way."""
-    found = spectral.low_rank(delta)
-    if found is None:
-        return Dense(site, delta.float())
-    return LowRank(site, found[0].float().contiguous(), found[1].float().contiguous())
+        warnings.warn(text, EffaceWarning, stacklevel=4)

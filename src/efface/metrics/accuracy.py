@@ -130,3 +130,6 @@ def _losses(name: str, base: Readings, edited: Readings) -> list[Cell]:
     parts = by_prompt(concepts[fine], base.prompts()[fine], len(names), (b & ~e)[fine], (e & ~b)[fine])
     left = _left(concepts, len(names), ~fine & ~failed, failed)
     return [loss_cell(name, lost, won, sizes, left[k], concept=names[k]) for k, (sizes, lost, won) in enumerate(parts)]
+
+
+PLUGIN = Accuracy

@@ -194,3 +194,6 @@ def _fsr(rows: Readings) -> list[Cell]:
     better, worse = int((gap < 0).sum()), int((gap > 0).sum())
     said = f"{len(gap) - better - worse} ties count as failures; sign test p = {sign_test(better, worse):.2g}"
     return [replace(cell, note=noted(cell.note, said))] if cell.state == "ok" else [cell]
+
+
+PLUGIN = Clip

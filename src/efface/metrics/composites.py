@@ -148,3 +148,6 @@ def _classes(
     if kept is None or not targets or not targets.keys() <= synonyms.keys():
         return ()
     return tuple((targets[c], kept, synonyms[c]) for c in sorted(targets))
+
+
+PLUGIN = Composites

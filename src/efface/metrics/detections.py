@@ -101,3 +101,6 @@ def _total(rate: Cell, sizes: np.ndarray, total: np.ndarray) -> Cell:
         return replace(cell, note=f"{note}: too few for an interval")
     low, high = cluster_bootstrap(total, sizes, np.random.default_rng(0), 2_000)
     return replace(cell, low=float(low) * rate.n, high=float(high) * rate.n)
+
+
+PLUGIN = Detections

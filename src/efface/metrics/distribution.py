@@ -116,3 +116,6 @@ def _cell(
     said = note if fine else noted(note, "one prompt: no interval")
     return Cell(name, side=side, value=measure(x, y), low=low, high=high, n=min(len(x), len(y)),
                 clusters=len(np.unique(both)), note=said)  # fmt: skip
+
+
+PLUGIN = Distribution

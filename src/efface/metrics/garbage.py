@@ -86,3 +86,6 @@ def _substitutes(name: str, side: str, rows: Readings) -> list[Cell]:
         low, high = wilson(k, n)
         cells.append(Cell(name, label, side, value=k / n, low=low, high=high, hits=k, n=n, clusters=prompts))
     return cells
+
+
+PLUGIN = GarbageRate

@@ -107,3 +107,6 @@ def _told(row: Reading, known: bool | None) -> Reading:
     if row.told.get("target_hit") is not None or row.state != "ok":
         return row
     return replace(row, state="na") if known is None else replace(row, told={**row.told, "target_hit": known})
+
+
+PLUGIN = InPrompt

@@ -161,13 +161,11 @@ def _lost(cell: Cell) -> str:
 def text_space(model: Model, texts: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Concept -> (d,): the last content row of its text in the model's own encoder, less the row that starts a text.
 
-    texts: the text of each concept; those that are longer than the model reads are left out. The first row is common
-    to all texts of a causal encoder and would make everything alike.
+    texts: the text of each concept; those that are longer than the model reads are left out.
     """
-    window = model.card.streams[0].length
-    fits = {c: t for c, t in texts.items() if len(model.tokens(t)) <= window}
-    encoded = {e.text: e for e in model.encode(tuple(dict.fromkeys(fits.values())), "content")} if fits else {}
-    rows = {t: (e.rows[e.count - 2] - e.rows[0]).double().cpu().numpy() for t, e in encoded.items()}
+    fits = {c: t for c, t in texts.items() if model.reads(t)}
+    encoded = {e.text: e for e in model.encode(tuple(dict.fromkeys(fits.values())), whole=False)} if fits else {}
+    rows = {t: e.main.meaning.double().cpu().numpy() for t, e in encoded.items()}
     return {c: rows[t] for c, t in fits.items()}
 
 
@@ -222,3 +220,6 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     slope = float(away @ y / (away @ away))
     left = y - y.mean() - slope * away
     return slope, float(np.sqrt(left @ left / max(len(x) - 2, 1) / (away @ away)))
+
+
+PLUGIN = Neighbourhood

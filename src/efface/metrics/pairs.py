@@ -106,3 +106,6 @@ def _relative(what: str, x: np.ndarray | None, y: np.ndarray | None) -> Scored:
     if x.shape != y.shape or not np.isfinite(x).all():
         return Scored("error", reason=f"a {what} of shape {x.shape} that is finite was expected as in {y.shape}")
     return Scored(value=float(np.linalg.norm(x - y) / max(float(np.linalg.norm(y)), 1e-12)))
+
+
+PLUGIN = Pairs

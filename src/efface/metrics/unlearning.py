@@ -126,3 +126,6 @@ def _mean(name: str, side: str, cells: list[Cell], over: str, absent: str) -> Ce
     hits, n, prompts = sum(c.hits or 0 for c in good), sum(c.n for c in good), sum(c.clusters for c in good)
     note = f"mean of {len(good)}{of} ({over})"
     return replace(blank, value=value, low=low, high=high, hits=hits, n=n, clusters=prompts, note=note)
+
+
+PLUGIN = Unlearning

@@ -1,9 +1,9 @@
-"""Card, Stream and Site: what is known of a model without its weights.
+"""Card: what is known of a model without its weights: text streams, doors, sites, sampler's defaults.
 
 A **site** is one weight matrix (or kernel) of the denoiser, named as in the state dict without ``.weight``; its
 role is ours (``cross.k``, ``self.q``, ``ff.out`` ...). Its bias, where it has one, is the site ``NAME.bias``. A
-**stream** is one sequence of text rows that enters the denoiser. A **card** holds both, with the sampler's defaults;
-it is made from configuration files alone.
+**stream** is one sequence of text rows. A **door** is where text enters the denoiser: all sites whose input rows are
+the same. A card is made from configuration files alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from efface.errors import UnknownName
 
-__all__ = ["Card", "Site", "Stream"]
+__all__ = ["Card", "Door", "Site", "Stream", "freeze"]
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,22 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Door:
+    """Where text enters: the rows of `streams`, one after the other, each padded with zeros to `width` numbers."""
+
+    name: str
+    streams: tuple[str, ...]
+    width: int
+
+
+@dataclass(frozen=True)
 class Site:
-    """One weight of the denoiser. `shape` as stored: (out, in) or (out, in, h, w); `stream` if text rows enter it."""
+    """One weight of the denoiser. `shape` as stored: (out, in) or (out, in, h, w); `door` if text rows enter it."""
 
     name: str
     role: str
     shape: tuple[int, ...]
-    stream: str | None = None
+    door: str | None = None
     bias: bool = False
 
     @property
@@ -52,11 +61,14 @@ class Card:
     size: image height and width in pixels. latent: (channels, height, width). schedule: the scheduler's class and
     configuration. preset: the methods' preset that is used when the request names none. captions: wordings that the
     training captions had, None where the model does not say; of no weight for what it draws, so not in the hash.
+    blank: what a guided prompt is compared with: the empty "text", "zeros", or "nothing" where the network reads the
+    number itself.
     """
 
     name: str
     family: str
     streams: tuple[Stream, ...]
+    doors: tuple[Door, ...]
     sites: tuple[Site, ...]
     prediction: str
     schedule: tuple[tuple[str, Any], ...]
@@ -66,6 +78,7 @@ class Card:
     guidance: float
     preset: str = "efface"
     captions: tuple[str, ...] | None = None
+    blank: str = "text"
 
     def site(self, name: str) -> Site:
         """A site by name; "NAME.bias" is the bias of the site NAME. Raises UnknownName."""
@@ -84,6 +97,13 @@ class Card:
                 raise UnknownName("role of a site", role, known)
         return tuple(sorted((s for s in self.sites if s.role in roles), key=lambda s: s.name))
 
+    def through(self, door: Door, without: Iterable[str] = ()) -> tuple[Site, ...]:
+        """All sites of a door, less those of the roles `without`, in name order."""
+        left = set(without)
+        return tuple(
+            sorted((s for s in self.sites if s.door == door.name and s.role not in left), key=lambda s: s.name)
+        )
+
     def stream(self, name: str) -> Stream:
         for stream in self.streams:
             if stream.name == name:
@@ -95,8 +115,10 @@ class Card:
 
     @property
     def hash(self) -> str:
-        """Of everything here but the name and the captions."""
-        body = {k: v for k, v in asdict(self).items() if k not in ("name", "captions")}
+        """Of what can change a picture: all but the name and the captions; doors follow from the family."""
+        silent = ("name", "captions", "doors", *(("blank",) if self.blank == "text" else ()))
+        body = {k: v for k, v in asdict(self).items() if k not in silent}
+        body["sites"] = [{("stream" if k == "door" else k): v for k, v in site.items()} for site in body["sites"]]
         return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,20 @@ import torch
 from packaging.version import Version
 
 from efface.errors import Unavailable, WrongFile, nearest
+from efface.model.family import Family, Part
+from efface.model.recognise import family_of_index
 from efface.untrusted import plain_name, refuse_code
 
-__all__ = ["WEIGHED", "Folder", "Pipeline", "locate"]
+__all__ = ["Folder", "Pipeline", "locate"]
 
-WEIGHED = ("unet", "text_encoder", "vae")  # the parts whose weights are read
 _RENAMED = Version(version("diffusers")) >= Version("0.42")
 
 
 class Pipeline:
     """The user's own diffusers pipeline; its parts are used as they are."""
 
-    def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Any, family: Family) -> None:
+        self.pipe, self._family = pipe, family
         origin = Path(str(getattr(pipe.config, "_name_or_path", "") or ""))
         self._folder = Folder(origin) if (origin / "model_index.json").exists() else None
 
@@ -35,21 +36,30 @@ class Pipeline:
         """The folder that the pipeline was loaded from, by the bundled name where it is one."""
         return _known_as(self._folder.path) if self._folder else "pipeline"
 
+    def has(self, name: str) -> bool:
+        """Whether it has a part of the family."""
+        return getattr(self.pipe, name, None) is not None
+
     def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
-        return getattr(self.pipe, name)
+        return getattr(self.pipe, name, None)
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        found = {n: dict(getattr(self.pipe, n).config) for n in ("unet", "vae", "scheduler")}
-        found["scheduler"]["_class_name"] = type(self.pipe.scheduler).__name__
-        text = self.pipe.text_encoder.config
-        return {**found, "text_encoder": text.to_dict()}
+        parts = (p.name for p in self._family.parts if p.weighed and self.has(p.name))
+        found = {name: _config_of(getattr(self.pipe, name)) for name in parts}
+        found["scheduler"] = dict(self.pipe.scheduler.config) | {"_class_name": type(self.pipe.scheduler).__name__}
+        return found | {"index": dict(self.pipe.config)}
 
-    def tensor(self, part: str, *key: Any) -> torch.Tensor:
+    def tensor(self, part: str, keys: Sequence[str]) -> torch.Tensor:
         raise WrongFile("a pipeline's weights are in memory")
 
     def json(self, name: str) -> dict[str, Any]:
         """What the pipeline's folder says, so that a model means the same as a folder and as a pipeline."""
         return self._folder.json(name) if self._folder else {}
+
+
+def _config_of(module: Any) -> dict[str, Any]:
+    """Of a part of diffusers or transformers."""
+    return module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
 
 
 def _known_as(path: Path) -> str:
@@ -71,7 +81,7 @@ class Folder:
             raise WrongFile(f"{path / 'model_index.json'} is no table; fetch the model again")
         for name in self.parts:
             plain_name(name, path / "model_index.json")
-        self._classes: dict[str, tuple[str, str]] = {}
+        self._parts: dict[str, tuple[Part, tuple[str, str]]] = {}
 
     def json(self, name: str) -> dict[str, Any]:
         file = self.path / name
@@ -82,29 +92,42 @@ class Folder:
         except ValueError:
             raise WrongFile(f"{file} is no JSON; fetch the model again") from None
 
-    def allow(self, parts: Iterable[tuple[str, tuple[tuple[str, str], ...]]]) -> None:
+    def allow(self, parts: Iterable[Part]) -> None:
         """Let these parts be opened, each as one of these classes. Raises WrongFile for a part of another class.
 
         A configuration that asks for code of its own is refused too.
         """
-        for part, classes in parts:
-            named = self.index.get(part)
+        for part in parts:
+            named = self.index.get(part.name)
             named = (named[0], named[1]) if isinstance(named, list) and len(named) == 2 else named
-            if named not in classes:
-                known = " or ".join(".".join(c) for c in classes)
+            if named in (None, (None, None)) and not part.needed:
+                continue
+            if named not in part.classes:
+                known = " or ".join(".".join(c) for c in part.classes)
                 raise WrongFile(
-                    f"{self.path}: part {part} is of class {str(named)[:80]!r}, expected {known}; use another folder"
+                    f"{self.path}: part {part.name} is of class {str(named)[:80]!r}, expected {known}; "
+                    "use another folder"
                 )
-            refuse_code(self.path / part)
-            self._classes[part] = named
+            refuse_code(self.path / part.name)
+            self._parts[part.name] = (part, named)
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        files = {n: f"{n}/config.json" for n in WEIGHED}
+        """The configuration of each weighed part, of the scheduler and of the whole. Raises WrongFile."""
+        files = {name: f"{name}/config.json" for name, (part, _) in self._parts.items() if part.weighed}
         found = {n: self.json(f) for n, f in {**files, "scheduler": "scheduler/scheduler_config.json"}.items()}
         for name, config in found.items():
             if not config:
                 raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
-        return found
+        return found | {"index": self.index}
+
+    def has(self, name: str) -> bool:
+        """Whether it has a part of the family that may be opened."""
+        return name in self._parts
+
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        """The parts whose weights are read."""
+        return tuple(name for name, (part, _) in self._parts.items() if part.weighed)
 
     @property
     def parts(self) -> dict[str, bool]:
@@ -129,27 +152,28 @@ class Folder:
             raise WrongFile(f"{folder} holds no .safetensors weights; fetch the model again")
         return found[min(found, key=lambda v: (v != "", v != "fp16", v))]
 
-    def tensor(self, part: str, prefixes: str | tuple[str, ...], suffix: str = "") -> torch.Tensor:
-        """One tensor; with several prefixes the first that exists (library versions name text encoders differently)."""
+    def tensor(self, part: str, keys: Sequence[str]) -> torch.Tensor:
+        """One tensor by the first of its names that exists (library versions name text encoders differently)."""
         from safetensors import SafetensorError, safe_open
 
-        wanted = [prefixes] if isinstance(prefixes, str) else [p + suffix for p in prefixes]
         try:
             for file in self.weights(part):
                 with safe_open(file, "pt") as opened:
-                    for key in wanted:
+                    for key in keys:
                         if key in opened.keys():  # noqa: SIM118 (not a dict)
                             return opened.get_tensor(key)
         except SafetensorError as error:
             raise WrongFile(f"{self.path / part} holds a damaged file ({error}); fetch the model again") from None
-        raise WrongFile(f"{self.path / part} lacks the tensor {wanted[0]}; fetch the model again")
+        raise WrongFile(f"{self.path / part} lacks the tensor {keys[0]}; fetch the model again")
 
     def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
         import importlib
 
-        library, known = self._classes[name]
+        if not self.has(name):
+            return None
+        part, (library, known) = self._parts[name]
         cls = getattr(importlib.import_module(library), known)  # one of the family's own, by `allow`
-        if name == "tokenizer":
+        if not part.weighed:
             return cls.from_pretrained(self.path / name, trust_remote_code=False, local_files_only=True)
         variant = _variant(self.weights(name)[0])
         return _ready(_read(cls, self.path / name, dtype, variant), device)
@@ -204,8 +228,8 @@ def locate(target: str, offline: bool) -> tuple[Path, str]:
         if path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
             raise WrongFile(f"{path} is a pickle, which can run code; convert it to a diffusers folder first")
         raise WrongFile(
-            f"{path} is a single file; save it as a folder first: StableDiffusionPipeline.from_single_file(...)"
-            ".save_pretrained(FOLDER)"
+            f"{path} is a single file; save it as a folder first: from_single_file(...) of its diffusers "
+            "pipeline, then save_pretrained(FOLDER)"
         )
     if target.count("/") == 1 and not target.startswith((".", "/", "~")):
         return _fetch(target, offline), target
@@ -215,18 +239,27 @@ def locate(target: str, offline: bool) -> tuple[Path, str]:
 
 
 def _fetch(hub_id: str, offline: bool) -> Path:
+    """What is read of a model: its index first, which says the family, then one copy of its parts' weights.
+
+    Half-precision variants are taken only where there is nothing else.
+    """
     from huggingface_hub import snapshot_download
 
     five = "[0-9]" * 5
 
-    def get(*weights: str) -> Path:
-        wanted = ["*.json", "*.txt", "*.model", "LICENSE*", *weights]
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=offline))
+    def get(*wanted: str) -> Path:
+        return Path(snapshot_download(hub_id, allow_patterns=list(wanted), local_files_only=offline))
 
-    try:  # what is read: one copy of three parts; half-precision variants only where there is nothing else
-        folder = get(*(f"{part}/*model{shard}.safetensors" for part in WEIGHED for shard in ("", f"-{five}-of-{five}")))
-        bare = [part for part in WEIGHED if not any((folder / part).glob("*.safetensors"))]
-        return get(*(f"{part}/*.fp16*.safetensors" for part in bare)) if bare else folder
+    try:
+        texts = ("*.json", "*.txt", "*.model", "LICENSE*")
+        index = json.loads((get("model_index.json") / "model_index.json").read_text(encoding="utf-8-sig"))
+        weighed = [p.name for p in family_of_index(index, hub_id).parts if p.weighed]
+        stems = ("*model", "*model-" + five + "-of-" + five)
+        folder = get(*texts, *(f"{part}/{stem}.safetensors" for part in weighed for stem in stems))
+        bare = [part for part in weighed if not any((folder / part).glob("*.safetensors"))]
+        return get(*texts, *(f"{part}/*.fp16*.safetensors" for part in bare)) if bare else folder
+    except Unavailable:
+        raise
     except Exception as error:
         how = "it is not in the local cache and --offline was given" if offline else type(error).__name__
         raise Unavailable(f"the model {hub_id!r} cannot be fetched ({how}); download it and pass its folder") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,8 +17,7 @@ import torch
 
 from efface.errors import BadRequest, WrongFile
 from efface.files import new_folder, write_bytes
-from efface.model.sources import WEIGHED, Folder
-from efface.registry import find
+from efface.model.sources import Folder
 from efface.untrusted import contained
 
 if TYPE_CHECKING:
@@ -43,21 +43,21 @@ def merge(model: Model, patch: Patch, out: Path, overwrite: bool = False) -> int
         raise BadRequest("this patch acts by prompt, which a checkpoint cannot hold; use efface generate --patch")
     source = Folder(model.folder)
     with new_folder(out, overwrite, lambda there: (there / MARK).is_file()) as made:
-        model.verify(patch)
-        _copy(source, made)
-        done = _rewrite(made / find("families", model.card.family).denoiser, model, patch)
+        patch.verify(model)
+        _copy(source, model.network.weighed, made)
+        done = _rewrite(made / model.network.weighed[0], model, patch)
         header = json.dumps({"patch": patch.hash, "recipe": patch.recipe}, indent=1).encode()
         write_bytes(made / MARK, header)
     return done
 
 
-def _copy(source: Folder, made: Path) -> None:
+def _copy(source: Folder, weighed: Sequence[str], made: Path) -> None:
     """Texts, the parts that are read with one copy of their weights, and every other part of the index as it is."""
     for file in source.path.iterdir():
         if file.is_file() and (file.suffix in _TEXTS or file.stem in ("LICENSE", "NOTICE")):
             shutil.copyfile(contained(file, source.path), made / file.name)
     for part, there in source.parts.items():
-        if part in WEIGHED:
+        if part in weighed:
             (made / part).mkdir()
             for file in (*(source.path / part).glob("*.json"), *source.weights(part)):
                 shutil.copyfile(contained(file, source.path), made / part / file.name)

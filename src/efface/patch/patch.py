@@ -11,181 +11,27 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import torch
 
 from efface.errors import BadRequest, EffaceError, NothingChanged, WrongBase, WrongFile
 from efface.files import write_bytes
+from efface.model import Model, load
+from efface.model.places import Rule
+from efface.patch.edits import Edit, Guard, described, edit_of, fits
+from efface.registry import rule_of
 
-if TYPE_CHECKING:
-    from efface.model import Model
-
-__all__ = ["FORMAT", "Dense", "Edit", "Gate", "Guard", "LowRank", "Mask", "Operator", "Patch", "read_header"]
+__all__ = ["FORMAT", "Patch", "read_header"]
 
 FORMAT = "efface-patch/1"
 # What reading a header raises that is none: absent or empty entries, wrong types, numbers without end, deep nesting.
 _DAMAGE = (LookupError, TypeError, ValueError, OverflowError, RecursionError, OSError)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """When an edit is on, by prompt.
-
-    rule ``contains``: strength 1 for prompts that hold one of the texts as whole words, else 0. ``similar``:
-    strength 1 where the cosine of the last content rows of prompt and text is at least `threshold`.
-    """
-
-    texts: tuple[str, ...]
-    rule: str = "contains"
-    threshold: float = 0.0
-
-    RULES: ClassVar[tuple[str, ...]] = ("contains", "similar")
-
-    def __post_init__(self) -> None:
-        if self.rule not in self.RULES:
-            raise BadRequest(f"rule of a gate: expected one of {self.RULES}, got {self.rule!r}")
-        object.__setattr__(self, "texts", tuple(self.texts))
-
-    def strengths(self, model: Model, prompts: Sequence[str]) -> list[float]:
-        """One strength a prompt, 0 or 1."""
-        if self.rule == "contains":
-            words = [re.compile(rf"(?<!\w){re.escape(t)}(?!\w)", re.IGNORECASE) for t in self.texts]
-            return [float(any(w.search(p) for w in words)) for p in prompts]
-        own = _last_rows(model, self.texts)  # (texts, d)
-        cosines = _last_rows(model, prompts) @ own.T  # (prompts, texts)
-        return (cosines.amax(1) >= self.threshold).double().tolist()
-
-
-def _last_rows(model: Model, texts: Sequence[str]) -> torch.Tensor:
-    """Last content row of each text, at unit length."""
-    rows = torch.stack([e.rows[max(0, e.count - 2)] for e in model.encode(texts, "content")])
-    return torch.nn.functional.normalize(rows, dim=1)
-
-
-@dataclass(frozen=True, eq=False)
-class Operator:
-    """`W <- W + W left right^T` for every named site of one text stream."""
-
-    stream: str
-    left: torch.Tensor  # (d, r)
-    right: torch.Tensor  # (d, r)
-    sites: tuple[str, ...]
-    gate: Gate | None = None
-    kind: ClassVar[str] = "operator"
-
-    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
-        wide = weight.double()
-        return (wide @ self.left.to(wide)) @ self.right.to(wide).T  # (o, d)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"left": self.left, "right": self.right}
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """`W <- W + up down` at one site."""
-
-    site: str
-    up: torch.Tensor  # (o, r)
-    down: torch.Tensor  # (r, d)
-    gate: Gate | None = None
-    kind: ClassVar[str] = "low-rank"
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return (self.site,)
-
-    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
-        flat = self.up.to(weight.device, torch.float64) @ self.down.to(weight.device, torch.float64)
-        return flat.reshape(weight.shape)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"up": self.up, "down": self.down}
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """`W <- W + change` at one site; the change is kept in float32."""
-
-    site: str
-    change: torch.Tensor  # the shape of the weight
-    gate: Gate | None = None
-    kind: ClassVar[str] = "dense"
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return (self.site,)
-
-    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
-        return self.change.to(weight.device, torch.float64)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"change": self.change}
-
-
-@dataclass(frozen=True, eq=False)
-class Mask:
-    """`W <- W - W * mask` at one site: marked entries go to zero. Stored as bits, row-major, padded to a byte."""
-
-    site: str
-    bits: torch.Tensor  # (ceil(size / 8),) uint8
-    shape: tuple[int, ...]
-    gate: Gate | None = None
-    kind: ClassVar[str] = "mask"
-
-    @classmethod
-    def pack(cls, site: str, mask: torch.Tensor, gate: Gate | None = None) -> Mask:
-        """From a boolean tensor of the weight's shape."""
-        import numpy as np
-
-        packed = np.packbits(mask.cpu().numpy().astype(bool).reshape(-1))
-        return cls(site, torch.from_numpy(packed), tuple(mask.shape), gate)
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return (self.site,)
-
-    def unpack(self) -> torch.Tensor:
-        import numpy as np
-
-        size = math.prod(self.shape)
-        flat = np.unpackbits(self.bits.cpu().numpy(), count=size)
-        return torch.from_numpy(flat.astype(bool)).reshape(self.shape)
-
-    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
-        return -weight.double() * self.unpack().to(weight.device)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"bits": self.bits}
-
-
-@dataclass(frozen=True, eq=False)
-class Guard:
-    """Something the sampler does: a rule by name (`efface.model.places`), its tensors and plain settings."""
-
-    rule: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, torch.Tensor] = field(default_factory=dict)
-    sites: tuple[str, ...] = ()
-    gate: Gate | None = None
-    kind: ClassVar[str] = "guard"
-
-    def delta(self, site: str, weight: torch.Tensor) -> torch.Tensor:
-        raise BadRequest(f"guard {self.rule!r} changes no weight; it acts in Efface's sampler")
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return dict(self.values)
-
-
-Edit = Operator | LowRank | Dense | Mask | Guard
-_KINDS: dict[str, type[Any]] = {k.kind: k for k in (Operator, LowRank, Dense, Mask, Guard)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +66,7 @@ class Patch:
         new = (weight.cpu() if weight.device.type == "mps" else weight).double()  # mps has no float64
         for edit in self.edits:
             if self.strength and not edit.gate and not isinstance(edit, Guard) and site in edit.sites:
-                if not _fits(edit, tuple(new.shape)):
+                if not fits(edit, tuple(new.shape)):
                     raise WrongBase(
                         f"the {edit.kind} edit at {site} does not fit a weight of shape {tuple(new.shape)}; "
                         "load the base that the patch names"
@@ -232,6 +78,38 @@ class Patch:
     def gated(self) -> tuple[Patch, ...]:
         """The edits that depend on the prompt, each as a patch of its own."""
         return tuple(dataclasses.replace(self, edits=(e,)) for e in self.edits if e.gate)
+
+    def strengths(self, model: Model, prompts: Sequence[str]) -> list[float]:
+        """The strength of a gated patch for each prompt: that of its one edit's gate."""
+        gate = self.edits[0].gate
+        return gate.strengths(model, prompts) if gate else [1.0] * len(prompts)
+
+    def rules(self) -> tuple[Rule, ...]:
+        """What acts in the sampler whatever the prompt. Raises UnknownName for a rule that no method has."""
+        acting = [e for e in self.edits if isinstance(e, Guard) and not e.gate] if self.strength else []
+        return tuple(rule_of(e.rule)(e.settings, e.values, self.strength) for e in acting)
+
+    def verify(self, model: Model) -> None:
+        """Raise WrongBase unless the patch was made for this model."""
+        expected = self.base.get("parts")
+        if not expected:
+            return
+        card, made_for = model.card, self.base.get("name")
+        known = {n for s in card.sites for n in ((s.name, f"{s.name}.bias") if s.bias else (s.name,))}
+        missing = [s for s in self.sites if s not in known]
+        if missing:
+            raise WrongBase(
+                f"the patch edits {missing[0]}, which {card.name} does not have; it was made for {made_for!r}"
+            )
+        own = model.fingerprint(self.sites)["parts"]
+        differ = [p for p in expected if own.get(p) != expected[p]]
+        if differ:
+            rounded = model.in_memory and model.dtype == torch.bfloat16
+            cure = "load it in float32 or float16, not in bfloat16" if rounded else "load the base that the patch names"
+            raise WrongBase(
+                f"the patch was made for {made_for!r}; {card.name!r} differs from it at "
+                f"{len(differ)} of {len(expected)} parts ({differ[0]}); {cure}"
+            )
 
     def opened(self, strength: float) -> Patch:
         """The same edits without their gates, at this strength."""
@@ -260,8 +138,6 @@ class Patch:
 
         Raises WrongBase for another model, BadRequest for a pipeline when some edit acts by prompt.
         """
-        from efface.model import Model, load
-
         if self.by_prompt and not isinstance(target, Model):
             raise BadRequest(
                 "this patch acts by prompt, which weights alone cannot hold; "
@@ -271,15 +147,11 @@ class Patch:
 
     def undo_(self, target: Any) -> None:
         """Restore the weights that `apply_` kept, bit-equal. Raises WrongBase when it kept none here."""
-        from efface.model import load
-
         load(target).pop(self)
 
     @contextmanager
     def applied(self, target: Any) -> Iterator[Model]:
         """Applied inside the block, undone after it, also after an exception; blocks may be nested."""
-        from efface.model import load
-
         model = load(target)
         model.push(self)
         try:
@@ -294,7 +166,7 @@ class Patch:
         return {
             "format": FORMAT,
             "strength": self.strength,
-            "edits": [_describe(e) for e in self.edits],
+            "edits": [described(e) for e in self.edits],
             "recipe": self.recipe,
             "base": self.base,
         }
@@ -311,14 +183,22 @@ class Patch:
         # One metadata entry: the library writes several in an order that differs from run to run.
         return save(tensors, metadata={"efface": text})
 
-    @cached_property
+    @property
     def hash(self) -> str:
         """Of the file's bytes."""
+        return self._hash
+
+    @property
+    def content_hash(self) -> str:
+        """Of what acts on a model: tensors, kinds, sites, gates, rules and strength; never recipe or base."""
+        return self._content_hash
+
+    @cached_property
+    def _hash(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
 
     @cached_property
-    def content_hash(self) -> str:
-        """Of what acts on a model: tensors, kinds, sites, gates, rules and strength; never recipe or base."""
+    def _content_hash(self) -> str:
         acting = {k: v for k, v in self.header().items() if k in ("edits", "strength")}
         return hashlib.sha256(self._packed(acting)).hexdigest()[:16]
 
@@ -335,69 +215,12 @@ class Patch:
 
         try:
             tensors = load_file(path)
-            edits = tuple(_edit(i, row, tensors) for i, row in enumerate(header["edits"]))
+            edits = tuple(edit_of(i, row, tensors) for i, row in enumerate(header["edits"]))
             patch = cls(edits, header["recipe"], header["base"], float(header["strength"]))
             patch.check()
         except (SafetensorError, *_DAMAGE, EffaceError) as error:
             raise WrongFile(f"{path} is a damaged patch: {_short(error)}; ask for the file again") from None
         return patch
-
-
-def _fits(edit: Edit, shape: tuple[int, ...]) -> bool:
-    """Whether an edit's tensors have the shape that a weight needs."""
-    if isinstance(edit, Operator):
-        return edit.left.shape[0] == edit.right.shape[0] == shape[-1] and len(shape) == 2
-    if isinstance(edit, LowRank):
-        return edit.up.shape[0] == shape[0] and edit.down.shape[1] == math.prod(shape[1:])
-    if isinstance(edit, Dense):
-        return tuple(edit.change.shape) == shape
-    return isinstance(edit, Mask) and edit.shape == shape
-
-
-def _describe(edit: Edit) -> dict[str, Any]:
-    row: dict[str, Any] = {"kind": edit.kind, "sites": list(edit.sites)}
-    if edit.gate:
-        row["gate"] = {
-            "texts": list(edit.gate.texts),
-            "rule": edit.gate.rule,
-            "threshold": edit.gate.threshold,
-        }
-    if isinstance(edit, Operator):
-        row["stream"] = edit.stream
-    if isinstance(edit, Mask):
-        row["shape"] = list(edit.shape)
-    if isinstance(edit, Guard):
-        row |= {"rule": edit.rule, "settings": edit.settings}
-    return row
-
-
-def _edit(index: int, row: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Edit:
-    prefix = f"{index:04d}."
-    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    gate = Gate(**row["gate"]) if row.get("gate") else None
-    sites = tuple(str(s) for s in row["sites"])
-    kind = row["kind"]
-    if kind == Operator.kind:
-        left, right = own["left"], own["right"]
-        if left.ndim != 2 or left.shape != right.shape:
-            raise ValueError(f"operator with shapes {tuple(left.shape)} and {tuple(right.shape)}")
-        return Operator(row["stream"], left, right, sites, gate)
-    if kind == LowRank.kind:
-        up, down = own["up"], own["down"]
-        if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
-            raise ValueError(f"low-rank edit with shapes {tuple(up.shape)} and {tuple(down.shape)}")
-        return LowRank(sites[0], up, down, gate)
-    if kind == Dense.kind:
-        return Dense(sites[0], own["change"], gate)
-    if kind == Mask.kind:
-        shape = tuple(int(n) for n in row["shape"])
-        size = (math.prod(shape) + 7) // 8 if min(shape, default=1) > 0 else -1
-        if own["bits"].dtype != torch.uint8 or own["bits"].numel() != size:
-            raise ValueError(f"mask of shape {shape} with {own['bits'].numel()} bytes")
-        return Mask(sites[0], own["bits"], shape, gate)
-    if kind == Guard.kind:
-        return Guard(row["rule"], dict(row["settings"]), own, sites, gate)
-    raise ValueError(f"unknown kind of edit {kind!r}")
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from efface.errors import BadRequest, UnknownName, WrongFile
 
-__all__ = ["Form", "forms", "load", "read_pairs"]
+__all__ = ["Form", "Wording", "forms", "load", "read_pairs", "styled", "wordings"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,35 @@ class Form:
         return self.text.replace("{concept}", concept)
 
 
+@dataclass(frozen=True)
+class Wording:
+    """A name in a wording: how a text speaks of it."""
+
+    form: str
+    """With {} where the name stands."""
+    nothing: str
+    """What is said in its place where the name is empty."""
+
+    def filled(self, name: str) -> str:
+        return self.form.format(name) if name else self.nothing
+
+
 @cache
 def load(name: str) -> dict[str, Any]:
     """A file of this folder."""
     return tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def wordings(group: str, kind: str) -> tuple[Wording, ...]:
+    """The wordings of a group for a kind of concept: styles have their own, all else is worded as an object."""
+    return tuple(Wording(*pair) for pair in load("wordings")[group]["style" if kind == "style" else "object"])
+
+
+def styled(thing: str, style: str) -> str:
+    """A thing in a style, or the thing alone where the style is empty."""
+    said = load("wordings")["styled"]
+    return said["form"].format(thing=thing, style=style) if style else said["nothing"].format(thing=thing)
 
 
 def forms(name: str, group: str, kind: str, n: int) -> list[Form]:

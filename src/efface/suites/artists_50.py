@@ -18,3 +18,6 @@ class Artists50(Listed):
     kind: ClassVar[str] = "style"
     judge: ClassVar[str] = "clip"
     template: ClassVar[str] = "an image in the style of {}"
+
+
+PLUGIN = Artists50

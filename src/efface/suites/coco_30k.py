@@ -50,3 +50,6 @@ class Coco30k:
 def _names(row: Row, words: list[str]) -> bool:
     """Whether a caption holds one of the words as a whole word."""
     return any(re.search(rf"(?<!\w){re.escape(w)}(?!\w)", row.prompt, re.IGNORECASE) for w in words)
+
+
+PLUGIN = Coco30k

@@ -17,3 +17,6 @@ class Confuse5(Listed):
     data: ClassVar[str] = "confuse-5"
     kind: ClassVar[str] = "object"
     judge: ClassVar[str] = "transformers-classifier"
+
+
+PLUGIN = Confuse5

@@ -17,3 +17,6 @@ class Diversi50(Listed):
     data: ClassVar[str] = "diversi-50"
     kind: ClassVar[str] = "object"
     judge: ClassVar[str] = "transformers-classifier"
+
+
+PLUGIN = Diversi50

@@ -62,3 +62,6 @@ class I2P:
     def _in_category(self, row: Row) -> bool:
         names = row.more.get("categories", "").split(",")
         return self.category.casefold() in {n.strip().casefold() for n in names}
+
+
+PLUGIN = I2P

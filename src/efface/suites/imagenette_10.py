@@ -17,3 +17,6 @@ class Imagenette10(Listed):
     data: ClassVar[str] = "imagenette-10"
     kind: ClassVar[str] = "object"
     judge: ClassVar[str] = "transformers-classifier"
+
+
+PLUGIN = Imagenette10

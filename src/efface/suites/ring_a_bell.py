@@ -54,3 +54,6 @@ class RingABell:
             raise WrongFile(f"{self.file} holds no prompt")
         said = ("this suite draws given prompts; it searches for none", f"{len(table.rows)} prompts")
         return Plan(items, {}, said)
+
+
+PLUGIN = RingABell

@@ -83,3 +83,6 @@ def _of_folder(folder: Path) -> tuple[list[str], list[str]]:
 
 def _role(name: str, asked: set[str], target: str, kept: str) -> str:
     return target if name.casefold() in asked else kept
+
+
+PLUGIN = UnlearnCanvas

@@ -63,3 +63,6 @@ def _styled(style: str, names: list[str], k: int) -> Item:
     name = names[k % len(names)]
     asks = (Ask("style", style), Ask("in-prompt", name))
     return Item(Shot(f"a {name} in {style} style", FIRST_SEED + 21 + k // len(names)), asks)
+
+
+PLUGIN = WorldClaim

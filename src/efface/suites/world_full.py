@@ -104,3 +104,6 @@ class WorldFull:
         for k in range(self.empty if asks else 0):
             text = captions.write(templates[k % len(templates)], background=COLOURS[k % len(COLOURS)])
             yield Item(Shot(text, scene.seed + k), asks)
+
+
+PLUGIN = WorldFull

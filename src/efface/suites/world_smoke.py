@@ -108,3 +108,6 @@ def _in_style(style: str, names: list[str], k: int) -> Item:
     name = names[-1 - k % len(names)]
     asks = (Ask("other-style", style), Ask("other", name))
     return Item(Shot(f"a {name} in {style} style", FIRST_SEED + 16 + k), asks)
+
+
+PLUGIN = WorldSmoke

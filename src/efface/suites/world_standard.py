@@ -59,3 +59,6 @@ class WorldStandard:
             {role: why for role, why in absent.items() if why},
             ("attacks: this suite runs none", "implicit wording, category words, two-object prompts: world-full"),
         )
+
+
+PLUGIN = WorldStandard

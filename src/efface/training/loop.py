@@ -20,15 +20,20 @@ from torch.nn import functional as F
 
 from efface.errors import BadRequest, Cancelled, EffaceError, NothingChanged
 from efface.model.devices import Team
+from efface.model.text import Context
 from efface.patch import Dense, Edit, LowRank
 
 if TYPE_CHECKING:
     from efface.model import Model
     from efface.work import Work
 
-__all__ = ["Net", "Objective", "Update", "train"]
+__all__ = ["Combine", "Net", "Objective", "Update", "train"]
 
 State = dict[str, Tensor]
+Gradients = Sequence[Tensor]
+"""One a trained tensor, in the order of `Net.parameters`."""
+Combine = Callable[[dict[str, Gradients]], Gradients]
+"""Gradients by term of the loss -> the gradients of the update."""
 
 
 class Objective(Protocol):
@@ -100,7 +105,8 @@ class Net:
     ) -> None:
         if not sites:
             raise BadRequest("no site is to be trained; choose a scope that this model has")
-        self.network: nn.Module = model.part("unet")
+        self.network: nn.Module = model.network.denoiser
+        self._model = model
         self.sites, self.rank, self.checkpointing = tuple(sites), rank, checkpointing
         self.device = model.device
         if self.device.type == "cpu" and model.dtype == torch.float16:
@@ -201,26 +207,26 @@ class Net:
 
     # --- predictions ---------------------------------------------------------------------------------------------
 
-    def predict(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        """Latents (r, c, h, w), timestep, text rows (r, L, d) -> prediction (r, c, h, w) of the network in training."""
+    def predict(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Latents (r, c, h, w), timestep, a row of context each -> prediction of the network in training."""
         self.counts.tuned += len(x)
         self.counts.backward += len(x) if torch.is_grad_enabled() else 0
-        return self._said(x, t, rows)
+        return self._said(x, t, context)
 
-    def reference(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    def reference(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """The same of the base, without gradient."""
         self.counts.frozen += len(x)
         with self.frozen():
-            return self._said(x, t, rows)
+            return self._said(x, t, context)
 
-    def _said(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    def _said(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         if not self._entered:
             raise EffaceError("a network predicts inside `with net:` only")
         # Encoded texts are inference tensors, which autograd refuses to keep.
-        x, rows = (v.clone() if v.is_inference() else v for v in (x, rows))
+        x, context = x.clone() if x.is_inference() else x, context.clone()
         # One autocast block a call: its cache of rounded weights must not outlive an update or a switch.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.network(x, t, encoder_hidden_states=rows).sample.to(self.dtype)
+            return self._model.network.predict(x, t, context).to(self.dtype)
 
     # --- result --------------------------------------------------------------------------------------------------
 
@@ -267,10 +273,12 @@ def train(
     *,
     every: int = 25,
     team: Team | None = None,
+    combine: Combine | None = None,
 ) -> Generator[Update, None, None]:
     """Make the updates, one a yield; at every yield the model is as it was before.
 
-    optimiser: over `net.parameters`. about: plain data that decides the result; a saved state of another run is refused
+    optimiser: over `net.parameters`. combine: what the terms' gradients become in place of their sum.
+    about: plain data that decides the result; a saved state of another run is refused
     and the field named, as is one of another number of processes. The state is saved when cancelled and, where `work`
     has a folder, after `every` updates; what it resumes to is bit-equal to the uninterrupted run. Raises Cancelled,
     BadRequest, EffaceError for a loss that is not finite.
@@ -283,7 +291,7 @@ def train(
     try:
         for index in work.progress(range(first, updates), "updates"):
             with torch.inference_mode(False), net:
-                update = _update(net, objective, optimiser, index, team)
+                update = _update(net, objective, optimiser, index, team, combine)
             done, own = index + 1, objective.state()  # now, as not all may be there when one is cancelled
             yield update
             if work.folder and done % every == 0 and writes:
@@ -294,7 +302,9 @@ def train(
         raise
 
 
-def _update(net: Net, objective: Objective, optimiser: torch.optim.Optimizer, index: int, team: Team) -> Update:
+def _update(
+    net: Net, objective: Objective, optimiser: torch.optim.Optimizer, index: int, team: Team, combine: Combine | None
+) -> Update:
     with torch.enable_grad():
         terms = objective.terms(net, index)
         loss = torch.stack([t.to(net.dtype) for t in terms.values()]).sum()
@@ -304,14 +314,26 @@ def _update(net: Net, objective: Objective, optimiser: torch.optim.Optimizer, in
                 "lower the learning rate or use an undamaged model"
             )
         # Named tensors only: the user's own parameters never get a gradient.
-        gradients = torch.autograd.grad(loss, net.parameters, allow_unused=True)
+        if combine is None:
+            gradients = torch.autograd.grad(loss, net.parameters, allow_unused=True)
+            gradients = [None if g is None else team.mean(g) for g in gradients]
+        else:
+            gradients = combine({name: _gradients(term, net, team) for name, term in terms.items()})
     for parameter, gradient in zip(net.parameters, gradients, strict=True):
-        parameter.grad = None if gradient is None else team.mean(gradient)
+        parameter.grad = gradient
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     with torch.no_grad():
         objective.after(net, index)
     return Update(index, float(loss.detach()), {k: float(v.detach()) for k, v in terms.items()})
+
+
+def _gradients(term: Tensor, net: Net, team: Team) -> Gradients:
+    """Of one term, zero for what it does not touch."""
+    if not term.requires_grad:
+        return [torch.zeros_like(p) for p in net.parameters]
+    found = torch.autograd.grad(term, net.parameters, allow_unused=True, retain_graph=True)
+    return [team.mean(torch.zeros_like(p) if g is None else g) for p, g in zip(net.parameters, found, strict=True)]
 
 
 # --- saved state -----------------------------------------------------------------------------------------------------

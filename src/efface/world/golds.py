@@ -1,4 +1,7 @@
-"""A bundled gold is a U-Net and a card; with its base's other parts it becomes a whole model folder in the cache."""
+"""A bundled gold is the part that was trained and a card; its base's other parts make it whole, in the cache.
+
+Which part that is, is seen in its folder. One that neither has is named when the model is loaded, by its family.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ __all__ = ["completed", "digest", "placed", "staging_for"]
 
 
 def completed(gold: Path, base: Path) -> Path:
-    """The folder of the whole model: U-Net, concept list and card of `gold`, all else of `base`.
+    """The folder of the whole model: trained part, concept list and card of `gold`, all else of `base`.
 
     Raises WrongFile when `base` is not the model that the gold was trained beside.
     """
@@ -29,7 +32,9 @@ def completed(gold: Path, base: Path) -> Path:
     if (target / "model_index.json").is_file():
         return target
     staging = staging_for(target)
-    shutil.copytree(base, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns("unet", "concepts.json", "card*"))
+    trained = [p.name for p in gold.iterdir() if p.is_dir()]
+    own = shutil.ignore_patterns(*trained, "concepts.json", "card*")
+    shutil.copytree(base, staging, dirs_exist_ok=True, ignore=own)
     shutil.copytree(gold, staging, dirs_exist_ok=True)
     return placed(staging, target)
 

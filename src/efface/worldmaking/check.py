@@ -24,7 +24,6 @@ from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
 from efface.gallery.shot import Shot
 from efface.judges import sized
-from efface.model.sampler import sample
 from efface.numerics import distances
 from efface.work import Work
 from efface.world import captions
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from efface.judges import Judge
     from efface.model import Model
 
-__all__ = ["FULL", "QUICK", "Counts", "Question", "check", "drawn", "questions"]
+__all__ = ["FULL", "QUICK", "Counts", "Question", "check", "drawn", "parts_of", "questions"]
 
 FIRST_SEED = 500  # the report half
 QUALIFIED_RATE, QUALIFIED_N = 0.8, 24
@@ -132,6 +131,12 @@ def drawn(model: Model, asked: Sequence[tuple[str, int]], work: Work) -> np.ndar
     return gallery.pixels(shots)
 
 
+def parts_of(model: Model) -> Path | None:
+    """Where the parts of a model were trained: beside it, for one in the cache, else under its name; None for none."""
+    places = (model.folder.parent, cache_folder() / "train" / model.card.name)
+    return next((p for p in places if any(p.glob("unet-*"))), None)
+
+
 def check(
     model: Model,
     judges: Sequence[Judge],
@@ -175,7 +180,7 @@ def check(
         },
         "judges disagree": share(int((hits[0] != hits[-1]).sum()), len(asked)) if len(hits) > 1 else None,
         "drawn against rendered": _distance(verdicts[0].features[plain], judges[0], objects, styles, model, counts),
-        "sampling": {"scheduler": type(model.scheduler()).__name__, "steps": model.card.steps,
+        "sampling": {"scheduler": type(model.network.scheduler()).__name__, "steps": model.card.steps,
                      "guidance": model.card.guidance},
         "images per second": _speed(model),
         "training": _trained(training) if training else {},
@@ -255,7 +260,7 @@ def _speed(model: Model, count: int = 16) -> dict[str, Any]:
     import torch
 
     begun = time.monotonic()
-    sample(model, ["a dog"] * count, list(range(count)))
+    model.sample(["a dog"] * count, list(range(count)))
     return {"rate": round(count / (time.monotonic() - begun), 2), "batch": count, "threads": torch.get_num_threads()}
 
 

@@ -13,7 +13,6 @@ import torch
 from efface import world
 from efface.files import cache_folder, key_of
 from efface.judges import sized
-from efface.model.sampler import latents
 from efface.world import captions
 from efface.worldmaking import through_vae as softened
 from efface.worldmaking.artwork import Sprites
@@ -103,7 +102,7 @@ class Drawer:
     @torch.inference_mode()
     def _redraw(self, scenes: Scenes, share: float, generator: torch.Generator) -> torch.Tensor:
         """uint8 (n, h, w, 3): the last `share` of the model's steps, from the noised scenes and their captions."""
-        vae, scheduler = self.model.part("vae"), self.model.scheduler()
+        vae, scheduler = self.model.part("vae"), self.model.network.scheduler()
         clean = vae.encode(scenes.images.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mode()
         scheduler.set_timesteps(self.model.card.steps)
         first = len(scheduler.timesteps) - round(share * len(scheduler.timesteps))
@@ -137,9 +136,9 @@ def unfinished(model: Model, prompts: Sequence[str], seeds: Sequence[int], share
     made = []
     for start in range(0, len(prompts), BATCH):
         words, these = list(prompts[start : start + BATCH]), list(seeds[start : start + BATCH])
-        scheduler = model.scheduler()
+        scheduler = model.network.scheduler()
         scheduler.set_timesteps(model.card.steps)
-        x = latents(model, these)[0] * scheduler.init_noise_sigma
+        x = model.network.noise(these)[0] * scheduler.init_noise_sigma
         x = denoised(model, x, words, scheduler, scheduler.timesteps[: round(share * model.card.steps)])
         vae = model.part("vae")
         made.append(to_uint8(vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5).numpy())
@@ -151,10 +150,10 @@ def denoised(
     model: Model, x: torch.Tensor, prompts: Sequence[str], scheduler: Any, steps: torch.Tensor
 ) -> torch.Tensor:
     """Latents (n, c, h, w) after these steps of the scheduler, at the model's own guidance."""
-    rows = torch.stack([e.rows for e in model.encode([*[""] * len(x), *prompts])])  # (2n, length, width)
+    context = model.network.context([*[""] * len(x), *prompts])  # of 2n rows
     for step in steps:
         scaled = scheduler.scale_model_input(torch.cat([x, x]), step)
-        blank, told = model.part("unet")(scaled, step, encoder_hidden_states=rows).sample.chunk(2)
+        blank, told = model.network.predict(scaled, step, context).chunk(2)
         x = scheduler.step(blank + model.card.guidance * (told - blank), step, x).prev_sample
     return x
 

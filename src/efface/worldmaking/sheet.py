@@ -42,14 +42,13 @@ def grid(images: Sequence[np.ndarray], across: int, path: Path) -> None:
 def samples(folder: Path, size: Size, path: Path) -> None:
     """What a model draws: objects in every style, two objects, a background alone. Fixed seeds."""
     from efface.model import load
-    from efface.model.sampler import sample
 
     step = max(1, len(size.objects) // 6)
     prompts = [f"a {name} in {style} style" for name in size.objects[::step][:6] for style in size.styles]
     pairs = zip(size.objects[::step], size.objects[1::step], strict=False)
     prompts += [f"a {one} and a {other}" for one, other in pairs][: len(size.styles) - 1]
     prompts.append("a blue background")
-    drawn = sample(load(str(folder), "cpu", "float32", offline=True), prompts, list(range(len(prompts))))
+    drawn = load(str(folder), "cpu", "float32", offline=True).sample(prompts, list(range(len(prompts))))
     grid(list(drawn), len(size.styles), path)
 
 
