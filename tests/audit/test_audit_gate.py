@@ -10,7 +10,6 @@ import pytest
 from PIL import Image, ImageFilter
 
 import efface
-import efface.model.sampler
 from conftest import Cli
 from efface.audit import audit
 from efface.errors import BadRequest, EffaceError
@@ -118,7 +117,7 @@ def test_an_image_that_failed_stands_in_no_row_of_the_worst(
     def failing(*args: object, **more: object) -> np.ndarray:
         raise EffaceError("the model drew NaN")
 
-    monkeypatch.setattr(efface.model.sampler, "sample", failing)
+    monkeypatch.setattr(efface.Model, "sample", failing)
     result = audit(asked, tmp_path / "run", gate=gates.load("default"))
     rules = {r["rule"]: r for r in result["gate"]["rules"]}
     name = item.asks[0].label

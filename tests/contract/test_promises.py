@@ -63,6 +63,8 @@ def _rows() -> list[Row]:
 ROWS = _rows()
 METHODS = registry.names("methods")
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
+GUARDS = ("negative-prompt",)  # they change no weight
+every_weight_row = pytest.mark.parametrize("row", [r for r in ROWS if r.method not in GUARDS], ids=str)
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -89,7 +91,7 @@ def test_ask_needs_no_weights(row: Row, tiny_folder: Path, tmp_path: Path) -> No
     bare = tmp_path / "bare"
     shutil.copytree(tiny_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     made = plan(bare, CONCEPTS, KEEP, row.method, row.preset)
-    assert made.needs.texts or made.needs.prompts
+    assert made.needs.texts or made.needs.prompts or row.method in GUARDS
     with pytest.raises(WrongFile):
         made.model.part("unet")
 
@@ -137,7 +139,7 @@ def test_the_model_is_bit_equal_after_solve(row: Row) -> None:
     assert all_bits(model) == before
 
 
-@every_row
+@every_weight_row
 def test_the_model_is_bit_equal_after_a_failing_solve(row: Row) -> None:
     pipe = make_pipe()
     model = efface.load(pipe)
@@ -312,7 +314,7 @@ def test_order_of_concepts_and_of_kept_texts_does_not_matter(row: Row) -> None:
 # --- refusing ------------------------------------------------------------------------------------------------------
 
 
-@every_row
+@every_weight_row
 def test_an_edit_that_changes_nothing_raises(row: Row) -> None:
     pipe = make_pipe()
     for site in efface.load(pipe).card.select("cross.k", "cross.v"):

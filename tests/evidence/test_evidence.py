@@ -129,7 +129,8 @@ def test_whatever_can_change_the_sums_is_in_their_key(
     )
     patch = efface.erase(tiny, "dog")
     if change in ("efface", "torch"):
-        monkeypatch.setattr(f"{change}.__version__", "another")
+        place = "efface.evidence.gather.VERSION" if change == "efface" else "torch.__version__"
+        monkeypatch.setattr(place, "another")
     with counted(tiny) as calls:
         if change == "patch":
             with patch.applied(tiny):
@@ -265,7 +266,7 @@ def test_texts_are_encoded_as_the_pipeline_encodes_them(tiny: Model) -> None:
     pipe = tiny.pipeline()
     wanted = pipe.encode_prompt(list(texts), "cpu", 1, False)[0]
     for text, rows in zip(texts, wanted, strict=True):
-        torch.testing.assert_close(evidence.text(text).rows, rows, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(evidence.text(text).main.rows, rows, rtol=1e-5, atol=1e-6)
     with pytest.raises(BadRequest, match="'a fox'"):
         evidence.text("a fox")
 
@@ -275,8 +276,8 @@ def test_content_rows_are_the_first_rows_of_the_whole_window(tiny: Model) -> Non
     for short, whole in zip(
         tiny.encode(["a dog", "a red house"], whole=False), tiny.encode(["a dog", "a red house"]), strict=True
     ):
-        assert len(short.rows) == short.count - 1
-        torch.testing.assert_close(short.rows, whole.rows[: len(short.rows)], rtol=1e-5, atol=1e-6)
+        assert len(short.main.rows) == short.main.spans.last + 1
+        torch.testing.assert_close(short.main.rows, whole.main.rows[: len(short.main.rows)], rtol=1e-5, atol=1e-6)
 
 
 def test_a_group_needs_one_seed_a_prompt_and_a_known_name() -> None:

@@ -23,7 +23,6 @@ from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
 from efface.gallery.shot import Ask, Item, Shot
 from efface.gallery.task import LIBRARIES, Drawn, Row, job_of, memory_of
-from efface.model.sampler import sample
 from efface.report.content import verdict
 from efface.request import Request
 from efface.scores.forms import plain

@@ -158,7 +158,7 @@ def test_a_pipeline_is_erased_from_and_given_back_bit_equal(tiny_pipe: MakePipe)
     patch.undo_(pipe)
     assert bits(pipe.unet) == before
     assert (drawn() == picture).all()
-    with pytest.raises(WrongBase, match="'pipeline'"):
+    with pytest.raises(WrongBase, match="no copies"):
         patch.undo_(pipe)
 
 

@@ -360,7 +360,7 @@ def test_order_and_number_of_lanes_change_no_pixel(model: efface.Model, tmp_path
 
 def test_across_batch_sizes_pixels_stay_within_one_level(model: efface.Model) -> None:
     """E-8: initial latents are bit-equal, so images differ by rounding at most."""
-    
+
     prompts, seeds = ["a cat", "a dog", "a pizza"] * 3, list(range(9))
     whole = model.sample(prompts, seeds, batch=8).astype(int)
     for batch in (1, 3):
@@ -411,16 +411,16 @@ def test_an_image_that_cannot_be_drawn_is_an_error_and_the_others_are_measured(
     model: efface.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """E-13: an error is no number, and the run goes on."""
-    import efface.model.sampler
+    import efface
 
-    real = efface.model.sampler.sample
+    real = efface.Model.sample
 
     def failing(opened: efface.Model, prompts: Any, *args: Any, **more: Any) -> Any:
         if opened.in_force and "a pizza" in prompts:
             raise EffaceError("the model drew NaN")
         return real(opened, prompts, *args, **more)
 
-    monkeypatch.setattr(efface.model.sampler, "sample", failing)
+    monkeypatch.setattr(efface.Model, "sample", failing)
     result = audit(small(model), tmp_path / "run")
     failed = [r for r in rows(tmp_path / "run") if r.state == "error"]
     assert {r.shot.prompt for r in failed} == {"a pizza"}
@@ -456,7 +456,7 @@ def test_a_judge_that_is_not_here_leaves_na_with_its_cure(
         raise Unavailable("fetch it with ...")
 
     with monkeypatch.context() as patched:
-        patched.setattr(judges, "load", absent)
+        patched.setattr(judges, "PLUGIN", absent)
         result = audit(small(model), tmp_path / "run")
     assert {r["state"] for t in result["tables"] for r in t["rows"]} == {"na"}
     assert "fetch it with" in result["not_measured"][-1]

@@ -105,7 +105,7 @@ def test_the_model_loads_and_draws(trained: Path) -> None:
     assert (model.card.steps, model.card.guidance, model.card.preset) == (20, 4.0, "world")
     writer = Writer(TOY, trained / "train" / "toy" / "tokenizer")
     for text in ("", "a dog in noto style", "An Owl, naïve!"):
-        ids = model.tokens(text)
+        ids = list(model.part("tokenizer")(text).input_ids)
         assert writer.ids([text])[0].tolist() == ids + [1] * (TOY.window - len(ids)), text
     picture = model.generate("a dog", [0], steps=2)[0]
     assert picture.size == (32, 32)

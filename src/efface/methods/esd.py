@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from efface.errors import BadRequest, EffaceWarning
+from efface.errors import BadRequest, EffaceWarning, NothingChanged
 from efface.evidence.needs import Needs
 from efface.methods import require
 from efface.methods._constraints import anchor_of, complete_prompts, finite
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ESD", "PRESETS", "Latents"]
 
+SIGNAL = 1e-12  # below this share of the mean square, concept and anchor are the same to the model
 Scope = Literal["x", "x-strict", "u", "all"]
 
 
@@ -165,7 +166,8 @@ class Erasing:
         self.rows = {
             t: family.context(model.network, [finite(e)]).to(net.device, net.dtype) for t, e in evidence.texts.items()
         }
-        self.pairs = [(t, anchor_of(c, method.guide)) for c in request.concepts for t in method.texts(c, request)]
+        concepts = sorted(request.concepts, key=lambda c: c.name)  # the order of the request shall not matter
+        self.pairs = [(t, anchor_of(c, method.guide)) for c in concepts for t in method.texts(c, request)]
         self.kept: dict[str, list[Tensor]] = {}
 
     # --- one update ----------------------------------------------------------------------------------------------
@@ -177,6 +179,10 @@ class Erasing:
         carrier = self.method.carrier or concept
         z, t = self.latent(net, spot), self.time(index, spot)
         c, u, f = predictions(net.reference, z, t, *(self.rows[text] for text in (concept, anchor, carrier)))
+        if float((c - u).square().mean()) <= SIGNAL * float(u.square().mean()):
+            raise NothingChanged(
+                f"the model predicts the same for {concept!r} and for its anchor {anchor!r}; name another of the two"
+            )
         (said,) = predictions(net.predict, z, t, self.rows[carrier])
         return {"concept": (said - target(c, u, f, self.method.eta)).square().mean()}
 
