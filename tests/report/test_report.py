@@ -14,7 +14,7 @@ from PIL import Image
 
 from efface.errors import WrongFile
 from efface.report import page as pages
-from efface.report.report import read_report
+from efface.report.report import GateResult, RuleResult, ShownPair, read_report
 from efface.report.words import percent, points
 from efface.scores.tables import Rate
 from small_report import report
@@ -248,6 +248,12 @@ def test_a_report_comes_back_as_it_was_written() -> None:
     """Fields and file are one thing: what is left out of the file is None again."""
     found = read_report(example())
     assert read_report(found.content()) == found
+    pair = ShownPair("a cat", 7, None, True, None, None)
+    rule = RuleResult("r", "fail", "e", "g", "", ("cat",), (pair,))
+    judged = found.judged(GateResult("default", "fail", True, (rule,)), "Gate default failed.")
+    assert read_report(judged.content()) == judged
+    assert judged.content()["gate"]["undecided allowed"] is True
+    assert judged.content()["gate"]["rules"][0]["pairs"][0]["base_shown"] is True
     assert found["tables"] == found.content()["tables"]
     assert "macro" not in found.content()["tables"][0]["rows"][0]
     for entry in example():

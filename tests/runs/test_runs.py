@@ -456,7 +456,7 @@ def test_a_judge_that_is_not_here_leaves_na_with_its_cure(
         raise Unavailable("fetch it with ...")
 
     with monkeypatch.context() as patched:
-        patched.setattr(judges, "PLUGIN", absent)
+        patched.setattr(judges, "load", absent)
         result = audit(small(model), tmp_path / "run")
     assert {r["state"] for t in result["tables"] for r in t["rows"]} == {"na"}
     assert "fetch it with" in result["not_measured"][-1]

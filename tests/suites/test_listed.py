@@ -106,7 +106,7 @@ def test_a_judge_is_given_the_labels_of_the_suite_and_a_missing_one_leaves_the_w
         seen.update(name=name, labels=labels, template=template)
         raise Unavailable("fetch it with ...")
 
-    monkeypatch.setattr(clip, "PLUGIN", load)
+    monkeypatch.setattr(clip, "load", load)
     suite = registry.configure("artists-5", {}, "suites")
     panel = seated("clip:some/model", suite.brief)
     assert seen["name"] == "some/model"
@@ -124,7 +124,7 @@ def test_a_selection_judge_may_not_report(monkeypatch: pytest.MonkeyPatch) -> No
 
     judge = judges.load()
     monkeypatch.setattr(judge, "card", judge.card | {"role": "selection"})
-    monkeypatch.setattr(judges, "PLUGIN", lambda: judge)
+    monkeypatch.setattr(judges, "load", lambda: judge)
     with pytest.raises(BadRequest, match="may not report"):
         seated(registry.configure("world-smoke", {}, "suites").judge)
 

@@ -27,7 +27,18 @@ from efface.scores.forms import read
 from efface.scores.records import Record, Records, read_records
 from efface.untrusted import refuse_links
 
-__all__ = ["Folder", "Progress", "Status", "environment", "opened", "records_of", "shared_images", "spec_of", "status", "stored_images"]
+__all__ = [
+    "Folder",
+    "Progress",
+    "Status",
+    "environment",
+    "opened",
+    "records_of",
+    "shared_images",
+    "spec_of",
+    "status",
+    "stored_images",
+]
 
 Environment = dict[str, str]
 """Versions and machine."""

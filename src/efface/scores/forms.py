@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, get_args, get_type_hints
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -28,6 +28,7 @@ def _spaced(name: str) -> str:
 
 
 SPACED = {"alias_generator": _spaced}
+_NAMED = {"alias_generator": None}  # as the fields are called
 
 
 def plain(value: object) -> Plain:
@@ -68,7 +69,23 @@ def _keys(kind: type) -> tuple[tuple[str, str, bool], ...]:
 def _reader(kind: type[T]) -> TypeAdapter[T]:
     from pydantic import TypeAdapter
 
+    _settle(kind, set())
     return TypeAdapter(kind)
+
+
+def _settle(hint: object, seen: set[object]) -> None:
+    """Give every class a rule of its own, else it would take over that of the class around it."""
+    if hint in seen:
+        return
+    seen.add(hint)
+    inner = list(get_args(hint))
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if not hasattr(hint, "__pydantic_config__"):
+            hint.__pydantic_config__ = _NAMED  # pyright: ignore[reportAttributeAccessIssue]
+        inner += get_type_hints(hint).values()
+    for part in inner:
+        if isinstance(part, Hashable):
+            _settle(part, seen)
 
 
 def read(kind: type[T], content: object) -> T:
