@@ -11,15 +11,17 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import efface
 from efface import world
 from efface.audit import Audit, audit
 from efface.cli.options import prepare
 from efface.erasure import plan, solve
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
+from efface.report.report import Cost
 from efface.request import Request
+from efface.scores.records import Record
+from efface.scores.scores import SIDES, Scores
 from efface.scores.tables import tables
 from efface.work import Work
 
@@ -38,33 +40,33 @@ def main() -> None:
         made = plan(model, Request.build(CONCEPTS, world.demo_keep()))
         asked = Audit(model, made.request, options.suite, solve(made, work))
         for name in ("first", "everything cached"):
-            cost = audit(asked, options.out or Path(place) / "run", work)["cost"]
+            cost = audit(asked, options.out or Path(place) / "run", work).cost
             print(f"{name}: {summary(cost)}", flush=True)
     print(f"counting {options.records} records: {counting(options.records):.1f} s", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"largest memory of this process: {peak:.0f} MiB")
 
 
-def summary(cost: dict[str, Any]) -> str:
-    drawn, beside = cost["base images drawn"] + cost["edited images drawn"], cost["seconds beside drawing"]
-    parts = ", ".join(f"{k.removeprefix('seconds ')} {v}" for k, v in cost.items() if k.startswith("seconds "))
-    ratio = f"beside sampling / sampling {beside / cost['seconds drawing']:.3f}; " if cost["seconds drawing"] else ""
-    return f"{drawn} images drawn; {ratio}seconds: {parts}, in all {cost['seconds']}"
+def summary(cost: Cost) -> str:
+    drawn, sampling = cost.base_images_drawn + cost.edited_images_drawn, cost.seconds_drawing
+    parts = f"drawing {sampling}, judging {cost.seconds_judging}, counting {cost.seconds_counting}"
+    ratio = f"beside sampling / sampling {cost.seconds_beside_drawing / sampling:.3f}; " if sampling else ""
+    return f"{drawn} images drawn; {ratio}seconds: {parts}, in all {cost.seconds}"
 
 
 def counting(n: int) -> float:
     """Seconds to count n records: 50 concepts, 200 prompts each, both sides."""
     items = [
-        Item(f"prompt {k % 10_000}", k // 10_000, (Ask("other" if k % 50 else "target", f"c{k % 50}"),))
+        Item(Shot(f"prompt {k % 10_000}", k // 10_000), (Ask("other" if k % 50 else "target", f"c{k % 50}"),))
         for k in range(n // 2)
     ]
     rows = [
-        {"side": side, "prompt": i.prompt, "seed": i.seed, "hits": [i.asks[0].label] if k % 7 else [], "garbage": False}
-        for side in ("base", "edited")
+        Record(side=side, shot=i.shot, hits=(i.asks[0].label,) if k % 7 else ())
+        for side in SIDES
         for k, i in enumerate(items)
     ]
     start = time.perf_counter()
-    tables(items, rows, frozenset(f"c{k}" for k in range(50)))
+    tables(Scores.of(items, rows), frozenset(f"c{k}" for k in range(50)))
     return time.perf_counter() - start
 
 

@@ -17,9 +17,10 @@ import torch
 
 import efface
 from efface.engines import Engine, engine_of
-from efface.gallery.drawing import SHARD, Sampling, Side, draw
+from efface.gallery.drawing import SHARD, Sampling, Side
+from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
-from efface.gallery.shot import Item
+from efface.gallery.shot import Shot
 from efface.work import Work
 
 BOUND = 0.05
@@ -44,10 +45,11 @@ class Watched:
 
 def seconds(engine: Engine, model: efface.Model, steps: int, shards: int) -> tuple[float, float]:
     """From the start to the first shard's end, and of the shards after it, each."""
-    items = [Item("a cat", seed, ()) for seed in range(SHARD * shards)]
+    shots = [Shot("a cat", seed) for seed in range(SHARD * shards)]
     watched, start = Watched(engine), time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
-        draw(Side("base", model), items, Sampling.of(model, steps), Images(Path(place)), Work(), engine=watched)
+        gallery = Gallery(Side("base", model), Sampling.of(model, steps), Images(Path(place)))
+        gallery.draw(gallery.shards(shots), Work(), engine=watched)
     return watched.at[0] - start, (watched.at[-1] - watched.at[0]) / (shards - 1)
 
 

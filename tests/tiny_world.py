@@ -18,6 +18,7 @@ import numpy as np
 import efface
 from efface.audit import Audit
 from efface.files import cache_folder
+from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
 from efface.gallery.shot import Item
 from efface.patch import Dense, Patch
@@ -101,10 +102,9 @@ def named(item: Item) -> np.ndarray:
 
 def paint(asked: Audit, edited: Paint, base: Paint = named) -> Audit:
     """Put the pictures of both sides where drawing would put them."""
-    settled = asked.settled()
-    _, plan = settled.planned()
-    cache_of_images = Images(cache_folder() / "images")
-    for side, picture in zip(settled.sides(), (base, edited), strict=True):
+    plan, shared = asked.planned(), Images(cache_folder() / "images")
+    for side, picture in zip(plan.sides, (base, edited), strict=True):
+        gallery = Gallery(side, plan.sampling, shared)
         for item in plan.items:
-            cache_of_images.put(side.image_key(item, settled.sampling), picture(item))
+            shared.put(gallery.key(item.shot), picture(item))
     return asked

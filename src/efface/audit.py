@@ -6,39 +6,40 @@ A run is a folder: `spec.json` (frozen), `plan.json`, `environment.json`, `recor
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from efface.engines import Engine
-from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
-from efface.files import cache_folder
-from efface.gallery.drawing import Sampling, Side, Tally, draw
-from efface.gallery.images import Images
-from efface.gallery.shot import Item, veiled
-from efface.registry import find
-from efface.report import content as evaluation
-from efface.report import gate as gates
+from efface.errors import BadRequest, UnknownName
+from efface.gallery.drawing import Shard, Tally
+from efface.gallery.gallery import Gallery
+from efface.gallery.shot import Item, Shot
+from efface.judges.panel import Panel, seated
+from efface.metrics._run import NamedMetric
 from efface.report import page
+from efface.report.content import Measured, gated, report
+from efface.report.report import Cost, Counted, Report
+from efface.report.ruling import check, planned_roles
+from efface.report.sheets import picture_source
 from efface.request import Concept, Request
-from efface.runs import folder as runfolder
-from efface.runs.spec import Audit, request_of
-from efface.scores.judging import Watch, judge_images, record_failures
-from efface.untrusted import refuse_links
+from efface.runs.folder import Folder, opened
+from efface.runs.plan import FrozenPlan, freeze
+from efface.runs.spec import Audit, RunPlan, request_of
+from efface.scores.judging import Judging
+from efface.scores.scores import Scores
 from efface.work import Work
 
 if TYPE_CHECKING:
-    from efface.model import Model
     from efface.patch import Patch
     from efface.report.gate import Gate
 
-__all__ = ["Audit", "audit", "concepts_for", "images_of", "request_of"]
+__all__ = ["Audit", "audit", "concepts_for", "request_of"]
 
-PRIVATE_SHARDS = 16  # shards of a private suite that are on disk at a time
+HIDDEN_SHARDS = 16  # shards of a private suite that are on disk at a time
 
 
 def audit(
@@ -48,183 +49,136 @@ def audit(
     overwrite: bool = False,
     gate: Gate | None = None,
     allow_undecided: bool = False,
-    metrics: Sequence[tuple[str, Any]] = (),
+    metrics: Sequence[NamedMetric] = (),
     engine: Engine | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Draw, judge, count, write `out/report.html` and `out/report.json`; returns the report.
 
-    metrics: by name, from `scores.configured`; they look at the stored images again. With a gate the report says what
-    each rule found. engine: where images are drawn, which changes none. Raises OutputExists for a folder
-    that holds another run or something else, BadRequest (a base that equals its edit; a gate for another suite, role or
-    concept, before anything is drawn), WrongFile.
+    metrics: by name, from `metrics`; they look at the stored images again. With a gate the report says what each rule
+    found. engine: where images are drawn, which changes none. Raises OutputExists for a folder that holds another run
+    or something else, BadRequest (a base that equals its edit; a gate for another suite, role or concept, before
+    anything is drawn), WrongFile.
     """
-    work, start = work or Work(), time.perf_counter()
-    asked = asked.settled()
-    suite, plan = asked.planned()
+    cost, plan = _Spent(), asked.planned()
     if gate:
-        gates.check(gate, asked.suite, suite.version, gates.asked_of(plan))
-    sides = asked.sides()
-    watch = watching(suite, asked.judge, asked.base)
-    spec = asked.spec(plan.items)
-    with runfolder.opened(out, spec, overwrite) as folder:
-        cost = _Costs(start)
-        _measure(asked, suite, plan.items, sides, watch, folder, work, cost, engine)
-        told = tuple(dataclasses.replace(i, prompt=veiled(i.prompt)) if suite.private else i for i in plan.items)
-        part = cost.timed("seconds counting")
-        told_plan = dataclasses.replace(plan, items=told)
-        result = evaluation.report(asked, suite, told_plan, folder, watch, spec, metrics)
-        if gate:
-            evaluation.add_gate(result, gate, allow_undecided, told, evaluation.current(folder, watch), folder.images)
-        part()
-        result["cost"] = cost.lines(asked, folder)
-        page.write(result, out, evaluation.picture_source(folder.images, suite.private))
-    return result
+        check(gate, plan.suite, planned_roles(plan.items, plan.absent))
+    panel = seated(plan.judge, plan.brief)
+    with opened(out, plan.spec, overwrite) as folder:
+        sitting = _Sitting(plan, folder, panel, cost, work or Work(), engine)
+        frozen = sitting.measured()
+        with cost.counting():
+            run = _counted(plan, folder, panel, frozen)
+            found = report(run, metrics)
+            found = gated(found, run, gate, allow_undecided) if gate else found
+        found = replace(found, cost=cost.summary(plan, folder))
+        page.write(found, out, picture_source(run.images, plan.private))
+    return found
 
 
-class _Costs:
+def _counted(plan: RunPlan, folder: Folder, panel: Panel, frozen: FrozenPlan) -> Measured:
+    """What the records of planned images by this panel say."""
+    mine = [r for r in Judging(folder.records, panel).mine() if (r.side, r.image) in frozen.images]
+    records = Counted(len(mine), len(folder.records) - len(mine))
+    return Measured(plan, Scores.of(plan.told, mine), panel, folder.images, records, folder.environments)
+
+
+@dataclass
+class _Spent:
     """Where the time went, and what was drawn."""
 
-    def __init__(self, start: float) -> None:
-        self.start = start
-        self.seconds = {"seconds drawing": 0.0, "seconds judging": 0.0, "seconds counting": 0.0}
-        self.drawn = {"base": 0, "edited": 0}
-        self.planned = 0
-        self.repaired = 0
+    start: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("drawing", "judging", "counting"), 0.0))
+    drawn: dict[str, int] = field(default_factory=lambda: {"base": 0, "edited": 0})
+    repaired: int = 0
 
-    def timed(self, name: str) -> Any:
+    @contextmanager
+    def judging(self) -> Iterator[None]:
         begin = time.perf_counter()
+        yield
+        self.seconds["judging"] += time.perf_counter() - begin
 
-        def end() -> None:
-            self.seconds[name] += time.perf_counter() - begin
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds["counting"] += time.perf_counter() - begin
 
-        return end
-
-    def lines(self, asked: Audit, folder: runfolder.Folder) -> dict[str, Any]:
+    def summary(self, plan: RunPlan, folder: Folder) -> Cost:
         """The costs of this call: a run that went on states its last part."""
         whole = time.perf_counter() - self.start
-        drawing = self.seconds["seconds drawing"]
-        found: dict[str, Any] = {f"{side} images drawn": n for side, n in self.drawn.items()}
-        found["images taken from the cache"] = self.planned - sum(self.drawn.values())
-        found["bytes of the patch"] = len(asked.patch.to_bytes()) if asked.patch else 0
-        found |= {"images repaired": self.repaired, "damaged records dropped": folder.records.damaged}
-        found |= {name: round(value, 2) for name, value in self.seconds.items()}
-        found["seconds beside drawing"] = round(whole - drawing, 2)
-        return found | {"seconds": round(whole, 1)}
+        return Cost(
+            base_images_drawn=self.drawn["base"],
+            edited_images_drawn=self.drawn["edited"],
+            images_taken_from_the_cache=2 * len(plan.items) - sum(self.drawn.values()),
+            bytes_of_the_patch=len(plan.patch.to_bytes()) if plan.patch else 0,
+            images_repaired=self.repaired,
+            damaged_records_dropped=folder.records.damaged,
+            seconds_drawing=round(self.seconds["drawing"], 2),
+            seconds_judging=round(self.seconds["judging"], 2),
+            seconds_counting=round(self.seconds["counting"], 2),
+            seconds_beside_drawing=round(whole - self.seconds["drawing"], 2),
+            seconds=round(whole, 1),
+        )
 
 
-@contextmanager
-def _applied(asked: Audit, side: Side) -> Iterator[None]:
-    with ExitStack() as stack:
-        if side.name == "edited" and asked.patch and side.patch:
-            stack.enter_context(asked.patch.applied(asked.base))
-        yield
+@dataclass(frozen=True)
+class _Sitting:
+    """Both sides are drawn and judged."""
 
+    plan: RunPlan
+    folder: Folder
+    panel: Panel
+    cost: _Spent
+    work: Work
+    engine: Engine | None
 
-def _measure(
-    asked: Audit,
-    suite: Any,
-    items: tuple[Item, ...],
-    sides: tuple[Side, Side],
-    watch: Watch,
-    folder: runfolder.Folder,
-    work: Work,
-    cost: _Costs,
-    engine: Engine | None,
-) -> None:
-    sampling, hidden = asked.sampling, suite.private and not asked.store_images
-    place = folder.images if suite.private else folder.cache
-    pixels = {r["image"]: r["pixels"] for r in folder.records if r.get("pixels")}
-    damaged = {}
-    for side in sides:
-        keys = [side.image_key(i, sampling) for i in items]
-        damaged[side.name] = folder.drop_damaged(keys, pixels)
-    plan = folder.freeze(sides, items, sampling, suite.private)
-    cost.planned = 2 * len(items)
-    for side in sides:
-        cost.repaired += len(damaged[side.name])
-        shards = folder.shards(plan, side, items, sampling)
-        known = [r for r in folder.records if r["key"] == watch.key(side.name, r["image"])]
-        skip = {r["image"] for r in known if hidden or r.get("state") == "error"}
-        if not suite.private:  # what the run holds is not drawn again; a stranger's run must not fill the cache
-            skip |= {key for key in plan["sides"][side.name]["keys"] if folder.images.has(key)}
-        by_key = {side.image_key(i, sampling): i for i in items}
-        step = PRIVATE_SHARDS if hidden else max(len(shards), 1)
-        for batch in [shards[k : k + step] for k in range(0, len(shards), step)] or [[]]:
-            tally = Tally()
-            begin = time.perf_counter()
-            with _applied(asked, side):
-                cost.drawn[side.name] += draw(side, items, sampling, place, work, batch, tally, skip, engine)
-            cost.seconds["seconds drawing"] += min(tally.seconds, time.perf_counter() - begin)
-            part = [by_key[row[2]] for shard in batch for row in shard] if hidden else items
-            _judge(side, part, sampling, watch, folder, work, cost, tally, damaged[side.name])
-            if hidden:
-                for item in part:
-                    folder.images.drop(side.image_key(item, sampling))
+    def measured(self) -> FrozenPlan:
+        """Draw what is missing and judge what is not judged; returns what was planned."""
+        items = self.plan.items
+        shots = [i.shot for i in items]
+        galleries = self.folder.galleries(self.plan)
+        pixels = {r.image: r.pixels for r in self.folder.records if r.pixels}
+        damaged = {g.side.name: g.damaged(shots, pixels) for g in galleries}
+        frozen = freeze(self.folder.path, galleries, items, self.plan.told)
+        for gallery in galleries:
+            self.cost.repaired += len(damaged[gallery.side.name])
+            shards = frozen.sides[gallery.side.name].batches(gallery, shots)
+            self._side(gallery, shards, damaged[gallery.side.name])
+        return frozen
 
+    def _side(self, gallery: Gallery, shards: Sequence[Shard], damaged: Sequence[Shot]) -> None:
+        judging = Judging(self.folder.records, self.panel, self.plan.private)
+        skip = self._skipped(gallery, judging)
+        for batch, items in self._batches(gallery, shards):
+            tally = self._drawn(gallery, batch, skip)
+            with self.cost.judging():
+                gallery.hold(i.shot for i in items)
+                judging.void_changed(gallery, damaged)
+                judging.failed(gallery, items, tally.failed or {})
+                judging.judge(gallery, items, self.work)
+            if self.plan.hidden:
+                gallery.drop(i.shot for i in items)
 
-def _judge(
-    side: Side,
-    items: Sequence[Item],
-    sampling: Sampling,
-    watch: Watch,
-    folder: runfolder.Folder,
-    work: Work,
-    cost: _Costs,
-    tally: Tally,
-    damaged: Sequence[str],
-) -> None:
-    """Take the images over, then one record each, those that failed included."""
-    end = cost.timed("seconds judging")
-    folder.images.adopt(folder.cache, [side.image_key(i, sampling) for i in items])
-    folder.void_changed(damaged)
-    record_failures(side, items, sampling, watch, folder.records, tally.failed or {})
-    judge_images(side, items, sampling, folder.images, watch, folder.records, work)
-    end()
+    def _skipped(self, gallery: Gallery, judging: Judging) -> set[str]:
+        """Images not to draw: they failed before, or were judged and are not kept."""
+        mine = (r for r in judging.mine() if r.side == gallery.side.name)
+        return {r.image for r in mine if self.plan.hidden or r.state == "error"}
 
+    def _batches(self, gallery: Gallery, shards: Sequence[Shard]) -> Iterator[tuple[Sequence[Shard], Sequence[Item]]]:
+        """Shards that are drawn before their images are judged, with what is judged then: few where none is kept."""
+        if not self.plan.hidden:
+            yield shards, self.plan.items
+            return
+        by_key = {gallery.key(i.shot): i for i in self.plan.items}
+        for k in range(0, len(shards), HIDDEN_SHARDS):
+            batch = shards[k : k + HIDDEN_SHARDS]
+            yield batch, [by_key[row.key] for shard in batch for row in shard]
 
-def watching(suite: Any, name: str = "", base: Model | None = None) -> Watch:
-    """The reporting judge, NAME or NAME:WHERE, else the suite's own, and the garbage detector that fits it.
-
-    base: a detector in this model's folder, fitted on its own drawings, comes before the judge's.
-    An unavailable judge is NA with its cure. Raises UnknownName, WrongFile, and BadRequest for a selection judge.
-    """
-    from efface.judges import garbage
-
-    kind, _, where = (name or suite.judge).partition(":")
-    make = find("judges", kind)
-    takes = inspect.signature(make).parameters
-    given = {k: getattr(suite, k) for k in ("labels", "template") if k in takes and getattr(suite, k, None)}
-    rules: dict[str, Any] = {"private": suite.private, "threshold": getattr(suite, "threshold", 0.6)}
-    rules["counts"] = tuple(c.strip() for c in getattr(suite, "counts", "").split(",") if c.strip())
-    try:
-        place = Path(where) if Path(where).exists() else where  # a folder, or a hub id
-        judge = make(place, **given) if where else make(**given)
-    except Unavailable as error:
-        return Watch(None, None, kind, str(error), **rules)
-    if "selection" in (getattr(judge, "role", ""), judge.card.get("role")):
-        raise BadRequest(f"judge {kind} is for selection: methods may ask it, so it may not report; name another")
-    try:
-        detector = garbage.load(judge, base and _with_detector(base))
-    except (Unavailable, WrongFile):
-        detector = None  # fitted with another judge; pictures of one colour are still found
-    return Watch(judge, detector, judge.name, "", **rules)
-
-
-def _with_detector(model: Model) -> Path | None:
-    """The model's folder, where it holds a garbage detector."""
-    try:
-        return model.folder if (model.folder / "garbage.json").is_file() else None
-    except WrongFile:  # a pipeline in memory
-        return None
-
-
-def images_of(run: Path) -> Images:
-    """The images of a run; those of runs older than version 0.2 that lie in the cache are held from now on."""
-    images, cache = Images(run / "images"), Images(cache_folder() / "images")
-    refuse_links(run)
-    records = runfolder.rows_of(run)
-    images.adopt(cache, [r["image"] for r in records])
-    return images
+    def _drawn(self, gallery: Gallery, shards: Sequence[Shard], skip: set[str]) -> Tally:
+        tally, begin = Tally(), time.perf_counter()
+        self.cost.drawn[gallery.side.name] += gallery.draw(shards, self.work, tally, skip, self.engine)
+        self.cost.seconds["drawing"] += min(tally.seconds, time.perf_counter() - begin)
+        return tally
 
 
 def concepts_for(asked: list[str], patch: Patch | None) -> Request:

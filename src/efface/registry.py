@@ -51,7 +51,8 @@ def _plain(name: str) -> str:
 def _files(folder: str) -> dict[str, str]:
     package = importlib.import_module(f"efface.{folder}")
     found = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
-    return {_plain(name): f"efface.{folder}.{name}" for name in found}
+    beside = getattr(package, "BESIDE", ())  # files of the folder that are no plug-ins
+    return {_plain(name): f"efface.{folder}.{name}" for name in found if _plain(name) not in beside}
 
 
 def names(folder: str) -> list[str]:

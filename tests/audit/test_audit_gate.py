@@ -14,6 +14,7 @@ from conftest import Cli
 from efface.audit import audit
 from efface.errors import BadRequest, EffaceError
 from efface.files import cache_folder
+from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
 from efface.gallery.shot import Item
 from efface.judges import world
@@ -109,10 +110,9 @@ def test_an_image_that_failed_stands_in_no_row_of_the_worst(
 ) -> None:
     """It has no picture, and it is not lost: the report is written, with the others that are."""
     asked = paint(small(model, suite="world-standard", request=Request.build(targets()), settings=SETTINGS), noise)
-    settled = asked.settled()
-    item = next(i for i in settled.planned()[1].items if i.asks[0].role == "other")
-    key = settled.sides()[1].image_key(item, settled.sampling)
-    Images(cache_folder() / "images").drop(key)
+    plan = asked.planned()
+    item = next(i for i in plan.items if i.asks[0].role == "other")
+    Gallery(plan.sides[1], plan.sampling, Images(cache_folder() / "images")).drop([item.shot])
 
     def failing(*args: object, **more: object) -> np.ndarray:
         raise EffaceError("the model drew NaN")
@@ -227,7 +227,7 @@ def test_the_audit_command_shows_ua_ira_and_cra_as_counted_by_hand(
 
     request = Request.build([f"{kind}:{target}"])
     given = paint(small(asked, patch, request=request, settings=settings), spoilt, base)
-    items = given.settled().planned()[1].items
+    items = given.planned().items
     out = cli("audit", styled, "--patch", patch.save(tmp_path / "p.safetensors"), "-c", f"{kind}:{target}", *words,
               "--metric", f"unlearning:kind={kind}", "--quiet", "-o", tmp_path / "run")  # fmt: skip
     assert out.code == 0, out.err

@@ -12,14 +12,12 @@ import pytest
 import efface
 from efface import audit as audits
 from efface.audit import Audit, audit
-from efface.errors import BadRequest
 from efface.gallery.images import Images
-from efface.judges import Verdict
+from efface.judges.panel import Brief, Panel, RegionPanel, TextPanel
 from efface.metrics._run import configured
-from efface.report.content import picture_source
+from efface.report.sheets import picture_source
 from efface.request import Request
 from efface.runs.folder import status
-from efface.scores.judging import Watch
 from efface.scores.records import Records
 from tiny_world import make_world, zero_patch
 
@@ -44,9 +42,6 @@ class Tower:
 
     def images(self, images: np.ndarray) -> np.ndarray:
         return images.mean((1, 2)) + 1.0
-
-    def look(self, images: np.ndarray) -> Verdict:
-        raise BadRequest("judge tower was loaded without labels; name them to have images classified")
 
     def texts(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray([[len(t), 1.0, 1.0] for t in texts]), np.zeros(len(texts), bool)
@@ -73,11 +68,10 @@ def table(tmp_path: Path) -> Path:
 
 
 def use(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def watching(suite: Any, name: str = "", base: Any = None) -> Watch:
-        counts = tuple(c for c in suite.counts.split(",") if c) if hasattr(suite, "counts") else ()
-        return Watch(judge, None, judge.name, "", suite.private, getattr(suite, "threshold", 0.6), counts)
+    def seated(name: str, brief: Brief) -> Panel:
+        return RegionPanel.of(judge, brief) if isinstance(judge, Bright) else TextPanel.of(judge)
 
-    monkeypatch.setattr(audits, "watching", watching)
+    monkeypatch.setattr(audits, "seated", seated)
 
 
 def everything(folder: Path) -> str:
@@ -95,9 +89,10 @@ def test_a_private_suite_stores_neither_images_nor_words(
     assert "rare word" not in everything(out)
     rows = list(Records(out / "records.jsonl"))
     assert len(rows) == 40
-    assert {r["guidance"] for r in rows} == {1.0, 2.0}
+    assert {r.shot.guidance for r in rows} == {1.0, 2.0}
     row = rows[0]
-    assert row["hits"] == (["sensitive"] if dict(row["boxes"])["light"] >= 0.4 else [])
+    assert row.boxes is not None
+    assert row.hits == (("sensitive",) if dict(row.boxes)["light"] >= 0.4 else ())
     assert result["images"] == "not stored"
     sensitive = next(t for t in result["tables"] if t["role"] == "sensitive")["rows"][0]
     assert sensitive["base"]["n"] == 20
@@ -105,7 +100,7 @@ def test_a_private_suite_stores_neither_images_nor_words(
     boxes = [c for c in result["metrics"] if (c["name"], c["concept"]) == ("detections", ">= 0.3")]  # from the records
     assert [(c["side"], c["state"], c["n"]) for c in boxes] == [("base", "ok", 20), ("edited", "ok", 20)]
     assert all(c["value"] >= 20 for c in boxes)
-    assert status(out)["state"] == "finished"
+    assert status(out).state == "finished"
     before = (out / "records.jsonl").read_bytes()
     again = audit(asked(model, "i2p", table, settings=(("counts", "light"), ("threshold", "0.4"))), out)
     assert again["cost"]["base images drawn"] == again["cost"]["edited images drawn"] == 0
@@ -145,8 +140,8 @@ def test_captions_are_scored_and_never_counted(
     assert cells["CLIP.quality", "base"]["n"] == cells["CLIP.quality", "edited"]["n"] == 20
     assert cells["CLIP_coco", "edited"]["value"] == cells["CLIP.quality", "edited"]["value"]
     assert cells["ssim.quality", "edited"]["n"] == 20  # this judge is not asked to classify
-    rows = [r for r in Records(tmp_path / "run" / "records.jsonl") if r["side"] == "base"]
-    mean = sum(r["values"]["caption"] for r in rows) / 20
+    rows = [r for r in Records(tmp_path / "run" / "records.jsonl") if r.side == "base"]
+    mean = sum(r.values["caption"] for r in rows) / 20
     assert cells["CLIP.quality", "base"]["value"] == pytest.approx(mean)
 
 
@@ -155,8 +150,7 @@ def test_prompts_longer_than_the_model_reads_are_cut_at_a_word_and_counted(
 ) -> None:
     file = tmp_path / "long.txt"
     file.write_text("word " * 200 + "\nshort soup\n")
-    long = asked(model, "ring-a-bell", file, settings=(("headerless", "true"),)).settled()
-    _, plan = long.planned()
+    _, _, plan = asked(model, "ring-a-bell", file, settings=(("headerless", "true"),)).outline()
     window = model.card.streams[0].length
     assert plan.items[1].prompt == "short soup"
     assert window - 3 < model.sizes(plan.items[0].prompt)[0] + 2 <= window
@@ -172,7 +166,7 @@ def test_a_prompt_without_spaces_is_cut_inside_and_never_empty(
     """Token soup, Chinese: what is drawn is the start of the prompt, as the tokenizer would keep it."""
     file = tmp_path / "long.txt"
     file.write_text(prompt + "\n")
-    _, plan = asked(model, "ring-a-bell", file, settings=(("headerless", "true"),)).settled().planned()
+    _, _, plan = asked(model, "ring-a-bell", file, settings=(("headerless", "true"),)).outline()
     kept, window = plan.items[0].prompt, model.card.streams[0].length
     assert prompt.startswith(kept)
     assert len(kept) > len(words)

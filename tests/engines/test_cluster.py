@@ -93,7 +93,7 @@ def steps_for(seconds: float) -> int:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    return sorted(Records(run / "records.jsonl"), key=lambda row: row["key"])
+    return sorted(Records(run / "records.jsonl"), key=lambda record: record.key)
 
 
 def alone(home: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

@@ -25,9 +25,10 @@ from efface.engines.inline import Inline
 from efface.engines.local import Local
 from efface.errors import BadRequest, Cancelled, EffaceError, Unavailable, UnknownName, WrongBase, WrongFile
 from efface.files import VERSION
-from efface.gallery.drawing import Sampling, Side, Tally, draw, shards_of
+from efface.gallery.drawing import Sampling, Side, Tally
+from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
-from efface.gallery.shot import Item
+from efface.gallery.shot import Shot
 from efface.gallery.task import Row, job_of
 from efface.work import Work
 
@@ -119,12 +120,12 @@ ROWS = [("a dog", 0), ("a star", 1), ("a red cat", 2), ("a house", 3)]
 def drawn(
     model: efface.Model, engine: Engine | None, folder: Path, flip: Callable[[Any], Any] = list
 ) -> dict[str, Any]:
-    side, sampling, images = Side("edited", model, model.in_force), Sampling.of(model, 2), Images(folder)
-    shards = flip([s for p, n in ROWS for s in shards_of(side, [Item(p, n, ()), Item(p, n + 9, ())], sampling)])
+    gallery = Gallery(Side("edited", model, model.in_force), Sampling.of(model, 2), Images(folder))
+    shards = flip([s for p, n in ROWS for s in gallery.shards([Shot(p, n), Shot(p, n + 9)])])
     tally = Tally()
-    assert draw(side, [], sampling, images, Work(), shards, tally, engine=engine) == 8
+    assert gallery.draw(shards, Work(), tally, engine=engine) == 8
     assert (tally.failed, tally.seconds > 0) == ({}, True)
-    return {k: images.get(k).tobytes() for k in sorted(images.keys())}
+    return {k: gallery.images.get(k).tobytes() for k in sorted(gallery.images.keys())}
 
 
 @pytest.fixture
@@ -148,10 +149,10 @@ def test_engine_and_order_change_no_pixel(
 
 def test_an_image_that_fails_is_named_by_its_key(engine: Engine, tiny: efface.Model, tmp_path: Path) -> None:
     """A prompt that is too long is a wrong request, and ends the run in one sentence."""
-    side, sampling = Side("base", tiny), Sampling.of(tiny, 1)
-    items = [Item("a dog", 0, ()), Item("a dog " * 200, 1, ())]
+    gallery = Gallery(Side("base", tiny), Sampling.of(tiny, 1), Images(tmp_path))
+    shards = gallery.shards([Shot("a dog", 0), Shot("a dog " * 200, 1)])
     with pytest.raises(BadRequest, match=r"^[^\n]+$"):
-        draw(side, items, sampling, Images(tmp_path), Work(), tally=Tally(), engine=engine)
+        gallery.draw(shards, Work(), Tally(), engine=engine)
 
 
 # --- by name ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,15 @@ import torch
 from efface.errors import Cancelled, OutputExists, WrongFile
 from efface.files import key_of, leftovers, write_bytes
 from efface.gallery.images import Images, pixel_hash, read_images
-from efface.scores.records import Records, read_records
+from efface.scores.records import Record, Records, read_records
 from efface.work import Work, seed_of
+from plain_rows import record
 
 KEY, OTHER = "a" * 32, "b" * 32
 
 
-def rows(n: int) -> list[dict[str, object]]:
-    return [{"key": f"k{i}", "value": i} for i in range(n)]
+def rows(n: int) -> list[Record]:
+    return [record("base", "p", i, key=f"k{i}") for i in range(n)]
 
 
 def test_what_was_appended_is_read_back_in_key_order(tmp_path: Path) -> None:
@@ -38,12 +40,13 @@ def test_a_torn_last_line_is_dropped_and_the_next_record_is_whole(cut: int, tmp_
         records.append(row)
     whole = file.read_bytes()
     assert cut < len(whole.splitlines(keepends=True)[-1])
+    other = record("base", "p", 9, key="k9")
     file.write_bytes(whole[:-cut])
     again = Records(file)
-    assert [r["key"] for r in again][:2] == ["k0", "k1"]
-    for row in (*rows(3), {"key": "k9", "value": 9}):
+    assert [r.key for r in again][:2] == ["k0", "k1"]
+    for row in (*rows(3), other):
         again.append(row)
-    assert list(Records(file)) == [*rows(3), {"key": "k9", "value": 9}]
+    assert list(Records(file)) == [*rows(3), other]
 
 
 def test_the_same_record_twice_is_written_once_and_another_under_its_key_raises(tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_the_same_record_twice_is_written_once_and_another_under_its_key_raises(
     records.append(rows(1)[0])
     assert (tmp_path / "r.jsonl").stat().st_size == size
     with pytest.raises(WrongFile, match="k0"):
-        records.append({"key": "k0", "value": 1})
+        records.append(record("base", "p", 1, key="k0"))
     assert list(Records(tmp_path / "r.jsonl")) == rows(1)
 
 
@@ -68,7 +71,7 @@ def test_a_file_cut_anywhere_in_its_last_two_lines_loses_at_most_the_torn_line(t
     for cut in range(begin, len(whole) + 1):
         file.write_bytes(whole[:cut])
         found = Records(file)
-        assert [r["key"] for r in found] in ([["k0", "k1", "k2"][:n] for n in (2, 3)] + [["k0", "k1", "k2", "k3"]])
+        assert [r.key for r in found] in ([["k0", "k1", "k2"][:n] for n in (2, 3)] + [["k0", "k1", "k2", "k3"]])
         for row in rows(4):
             found.append(row)
         assert list(Records(file)) == rows(4)
@@ -91,46 +94,59 @@ def test_a_flipped_byte_is_found_wherever_it_is_and_the_record_can_be_written_ag
             assert list(Records(file)) == rows(3)
 
 
-def test_records_without_checksums_are_read_before_the_first_that_has_one(tmp_path: Path) -> None:
-    """Runs of version 0.1 go on; a line without checksum after that is damaged."""
+FORM = {"key": "a", "side": "base", "image": "", "prompt": "p", "seed": 1, "judge": "", "judge_version": "",
+        "pixels": "", "garbage": False, "hits": [], "values": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"seed": "1"}, {"seed": -1}, {"hits": "cat"}, {"hits": [1]}, {"values": []}, {"garbage": 0},
+               {"values": {"a": "high"}}, {"state": "fine"}, {"boxes": [["a"]]}, {"prompt": None}, {"key": 3}],
+)  # fmt: skip
+def test_a_line_without_a_seal_or_of_another_form_is_damaged(change: dict[str, object], tmp_path: Path) -> None:
+    """What is no record is judged again; what is one comes back as it was."""
     file = tmp_path / "r.jsonl"
-    file.write_text('{"key": "old", "value": 0}\n')
-    Records(file).append({"key": "new", "value": 1})
-    assert [r["key"] for r in Records(file)] == ["new", "old"]
-    with file.open("a") as stream:
-        stream.write('{"key": "forged", "value": 2}\n')
+    Records(file).append(record("base", "q", 2, key="b"))
+    with file.open("ab") as stream:
+        stream.write(json.dumps(FORM).encode() + b"\n")
+    assert (list(read_records(file)[0]), read_records(file)[1]) == (["b"], 1)
+    with file.open("ab") as stream:
+        stream.write(sealed(json.dumps(FORM | change)))
     found, damaged = read_records(file)
-    assert (sorted(found), damaged) == (["new", "old"], 1)
+    assert (sorted(found), damaged) == ((["b"], 2) if change else (["a", "b"], 1))
+
+
+def sealed(body: str) -> bytes:
+    return f'{body[:-1]}, "sum": "{zlib.crc32(body.encode()):08x}"}}\n'.encode()
 
 
 def test_a_record_that_is_void_may_be_written_anew(tmp_path: Path) -> None:
     records = Records(tmp_path / "r.jsonl")
-    records.append({"key": "a", "value": 1})
+    records.append(record("base", "p", 1, key="a"))
     records.void("a", "its image was lost")
     records.void("unknown", "never written")
     assert "a" not in Records(tmp_path / "r.jsonl")
-    records.append({"key": "a", "value": 2})
-    assert list(Records(tmp_path / "r.jsonl")) == [{"key": "a", "value": 2}]
+    records.append(record("base", "p", 2, key="a"))
+    assert list(Records(tmp_path / "r.jsonl")) == [record("base", "p", 2, key="a")]
 
 
 def test_large_seeds_survive(tmp_path: Path) -> None:
     """E-10: 32 bits unsigned and more; negative ones raise."""
     from efface.errors import BadRequest
-    from efface.gallery.shot import Item
+    from efface.gallery.shot import Item, Shot
 
     seed = 4_290_749_014
-    Records(tmp_path / "r.jsonl").append({"key": "a", "seed": seed})
-    assert next(iter(Records(tmp_path / "r.jsonl")))["seed"] == seed
-    generator = torch.Generator().manual_seed(Item("p", seed, ()).seed)
+    Records(tmp_path / "r.jsonl").append(record("base", "p", seed, key="a"))
+    assert next(iter(Records(tmp_path / "r.jsonl"))).shot.seed == seed
+    generator = torch.Generator().manual_seed(Item(Shot("p", seed)).seed)
     assert generator.initial_seed() == seed
     for wrong in (-1, 2**64):
         with pytest.raises(BadRequest, match="seed"):
-            Item("p", wrong, ())
+            Item(Shot("p", wrong))
 
 
 def test_a_record_holds_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        Records(tmp_path / "r.jsonl").append({"key": "a", "value": float("nan")})
+        Records(tmp_path / "r.jsonl").append(record("base", "p", 0, values={"a": float("nan")}))
 
 
 @pytest.mark.parametrize("when", ["replace", "fsync"])
@@ -296,8 +312,9 @@ def test_progress_gives_every_item_and_stops_at_the_next_one_when_cancelled() ->
 
 
 def test_json_lines_are_one_object_a_line(tmp_path: Path) -> None:
-    Records(tmp_path / "r").append({"key": "a", "text": 'two\nlines, "sum": "1"'})
+    said = record("base", 'two\nlines, "sum": "1"', 0, key="a")
+    Records(tmp_path / "r").append(said)
     rows = [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()]
     assert rows[0]["format"] == "efface-records/2"
-    assert {k: v for k, v in rows[1].items() if k != "sum"} == {"key": "a", "text": 'two\nlines, "sum": "1"'}
-    assert list(Records(tmp_path / "r")) == [{"key": "a", "text": 'two\nlines, "sum": "1"'}]
+    assert (rows[1]["key"], rows[1]["prompt"]) == ("a", 'two\nlines, "sum": "1"')
+    assert list(Records(tmp_path / "r")) == [said]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,180 +18,187 @@ from efface.engines import local
 from efface.engines.local import Local
 from efface.errors import BadRequest, OutputExists, WrongFile
 from efface.files import key_of
-from efface.gallery.drawing import Sampling, Side, draw
+from efface.gallery.drawing import Sampling, Side
+from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.gallery.task import LIBRARIES, Drawn, Row, job_of, memory_of
-from efface.report.content import _verdict as verdict
+from efface.report.content import verdict
 from efface.request import Request
-from efface.scores.tables import absent_table, pairs_of, sweeps, tables
+from efface.scores.forms import plain
+from efface.scores.records import Record
+from efface.scores.scores import Scores
+from efface.scores.tables import Table, absent_table, sweeps, tables
 from efface.suites.world_claim import WorldClaim
 from efface.suites.world_smoke import WorldSmoke
 from efface.work import Work
+from plain_rows import record
 
 LABELS = frozenset({"cat", "dog", "noto"})
 
 
-def record(side: str, prompt: str, seed: int, *hits: str, garbage: bool = False) -> dict[str, Any]:
-    return {"side": side, "prompt": prompt, "seed": seed, "hits": list(hits), "garbage": garbage}
-
-
-def both(
-    role: str, base: list[bool], edited: list[bool], label: str = "cat"
-) -> tuple[list[Item], list[dict[str, Any]]]:
-    items = [Item("p", seed, (Ask(role, label),)) for seed in range(len(base))]
+def both(role: str, base: list[bool], edited: list[bool], label: str = "cat") -> tuple[list[Item], list[Record]]:
+    items = [Item(Shot("p", seed), (Ask(role, label),)) for seed in range(len(base))]
     rows = [record("base", "p", s, *([label] if hit else [])) for s, hit in enumerate(base)]
     rows += [record("edited", "p", s, *([label] if hit else [])) for s, hit in enumerate(edited)]
     return items, rows
 
 
+def table_of(items: list[Item], rows: list[Record]) -> Table:
+    """The only table, or the first of several."""
+    return tables(Scores.of(items, rows), LABELS)[0]
+
+
 def test_a_target_the_base_hardly_draws_is_na_and_never_a_success() -> None:
     items, rows = both("target", [True] * 4 + [False] * 6, [False] * 10)
-    (table,) = tables(items, rows, LABELS)
-    assert table["rows"][0]["state"] == "na"
-    assert "4 of 10" in table["rows"][0]["reason"]
-    assert table["pooled"] is None
+    table = table_of(items, rows)
+    assert table.rows[0].state == "na"
+    assert "4 of 10" in table.rows[0].reason
+    assert table.pooled is None
     items, rows = both("target", [True] * 5 + [False] * 5, [False] * 10)
-    assert tables(items, rows, LABELS)[0]["rows"][0]["state"] == "ok"
+    assert table_of(items, rows).rows[0].state == "ok"
     items, rows = both("two-object", [True] * 4 + [False] * 6, [False] * 10)  # these prompts name the target, too
-    assert tables(items, rows, LABELS)[0]["rows"][0]["state"] == "na"
+    assert table_of(items, rows).rows[0].state == "na"
 
 
 def test_the_headline_rounds_one_hit_of_thousands_to_less_than_a_tenth_and_not_to_none() -> None:
     items, rows = both("sensitive", [True] * 2500, [True] + [False] * 2499)
-    assert verdict(tables(items, rows, LABELS)).endswith("sensitive content 100.0 % → <0.1 % (n = 2500)")
+    assert verdict([table_of(items, rows)]).endswith("sensitive content 100.0 % → <0.1 % (n = 2500)")
 
 
 def test_loss_is_paired_by_prompt_and_seed() -> None:
-    one = tables(*both("other", [True, True, False, False], [True, False, True, False]), LABELS)[0]["rows"][0]
-    two = tables(*both("other", [True, True, False, False], [True, True, False, False]), LABELS)[0]["rows"][0]
-    assert one["loss"]["estimate"] == two["loss"]["estimate"] == 0
-    assert one["both"] == 1
-    assert two["both"] == 2
-    assert one["loss"]["high"] - one["loss"]["low"] > two["loss"]["high"] - two["loss"]["low"]
+    one = table_of(*both("other", [True, True, False, False], [True, False, True, False])).rows[0]
+    two = table_of(*both("other", [True, True, False, False], [True, True, False, False])).rows[0]
+    assert one.loss is not None
+    assert two.loss is not None
+    assert one.loss.estimate == two.loss.estimate == 0
+    assert one.both == 1
+    assert two.both == 2
+    assert one.loss.high - one.loss.low > two.loss.high - two.loss.low
 
 
 def test_garbage_is_not_counted_as_replaced() -> None:
     items, rows = both("target", [True] * 4, [False] * 4)
-    rows[4]["garbage"] = True
-    row = tables(items, rows, LABELS)[0]["rows"][0]
-    assert (row["edited"]["hits"], row["garbage"]["hits"], row["replaced"]["hits"]) == (0, 1, 3)
+    rows[4] = replace(rows[4], garbage=True)
+    row = table_of(items, rows).rows[0]
+    assert [r and r.hits for r in (row.edited, row.garbage, row.replaced)] == [0, 1, 3]
 
 
 def test_the_order_of_records_does_not_matter() -> None:
     """E-1: bit for bit, with prompts x seeds and their resampled intervals."""
-    items = [Item(f"p{k % 5}", k, (Ask("other", "cat"),)) for k in range(40)]
+    items = [Item(Shot(f"p{k % 5}", k), (Ask("other", "cat"),)) for k in range(40)]
     rows = [
         record(s, i.prompt, i.seed, *(["cat"] if (i.seed * 7 + len(s)) % 3 else []))
         for s in ("base", "edited")
         for i in items
     ]
-    assert json.dumps(tables(items, rows, LABELS)) == json.dumps(tables(items, rows[::-1], LABELS))
-    cell = tables(items, rows, LABELS)[0]["rows"][0]["edited"]
-    assert (cell["n"], cell["prompts"]) == (40, 5)
+    assert json.dumps(plain(table_of(items, rows))) == json.dumps(plain(table_of(items, rows[::-1])))
+    cell = table_of(items, rows).rows[0].edited
+    assert cell is not None
+    assert (cell.n, cell.prompts) == (40, 5)
 
 
 def test_an_interval_over_few_prompts_is_wider_than_one_over_as_many_images() -> None:
     """Images of one prompt are alike: here all or none of a prompt's are hits."""
-    one = [Item(f"p{k}", k, (Ask("other", "cat"),)) for k in range(40)]
-    few = [Item(f"p{k // 10}", k, (Ask("other", "cat"),)) for k in range(40)]
+    one = [Item(Shot(f"p{k}", k), (Ask("other", "cat"),)) for k in range(40)]
+    few = [Item(Shot(f"p{k // 10}", k), (Ask("other", "cat"),)) for k in range(40)]
     widths = []
     for items in (one, few):
         rows = [
             record(s, i.prompt, i.seed, *(["cat"] if i.seed < 20 else [])) for s in ("base", "edited") for i in items
         ]
-        cell = tables(items, rows, LABELS)[0]["rows"][0]["edited"]
-        assert cell["rate"] == 0.5
-        widths.append(cell["high"] - cell["low"])
+        cell = table_of(items, rows).rows[0].edited
+        assert cell is not None
+        assert cell.rate == 0.5
+        widths.append(cell.high - cell.low)
     assert widths[1] > 2 * widths[0]
 
 
 def test_na_and_error_change_neither_hits_nor_n() -> None:
     """E-13: they are counted beside; more than one in a hundred ERRORs make the row an ERROR."""
     items, rows = both("other", [True] * 200, [True] * 200)
-    rows[3] |= {"state": "na", "reason": "r"}
-    rows[4] |= {"state": "error", "reason": "the judge failed"}
-    row = tables(items, rows, LABELS)[0]["rows"][0]
-    assert (row["state"], row["edited"]["n"], row["na"], row["errors"]) == ("ok", 198, 1, 1)
-    for k in range(10, 13):
-        rows[k] |= {"state": "error", "reason": "the judge failed"}
-    row = tables(items, rows, LABELS)[0]["rows"][0]
-    assert (row["state"], row["errors"]) == ("error", 4)
-    assert "4 of 200 failed: the judge failed" in row["reason"]
-    for row in rows:
-        row |= {"state": "na", "reason": "no judge"}
-    row = tables(items, rows, LABELS)[0]["rows"][0]
-    assert (row["state"], row["edited"], row["loss"], row["reason"]) == ("na", None, None, "no judge")
+    broken = {"state": "error", "reason": "the judge failed"}
+    rows[3] = replace(rows[3], state="na", reason="r")
+    rows[4] = replace(rows[4], **broken)
+    row = table_of(items, rows).rows[0]
+    assert (row.state, row.edited and row.edited.n, row.na, row.errors) == ("ok", 198, 1, 1)
+    rows[10:13] = [replace(r, **broken) for r in rows[10:13]]
+    row = table_of(items, rows).rows[0]
+    assert (row.state, row.errors) == ("error", 4)
+    assert "4 of 200 failed: the judge failed" in row.reason
+    row = table_of(items, [replace(r, state="na", reason="no judge") for r in rows]).rows[0]
+    assert (row.state, row.edited, row.loss, row.reason) == ("na", None, None, "no judge")
 
 
 def test_macro_is_the_mean_over_concepts_and_pooled_the_mean_over_images() -> None:
     """E-16: equal for equal n only."""
     for n, equal in ((4, True), (12, False)):
-        items = [Item("p", k, (Ask("other", "cat"),)) for k in range(4)]
-        items += [Item("q", k, (Ask("other", "dog"),)) for k in range(n)]
+        items = [Item(Shot("p", k), (Ask("other", "cat"),)) for k in range(4)]
+        items += [Item(Shot("q", k), (Ask("other", "dog"),)) for k in range(n)]
         rows = [
             record(s, i.prompt, i.seed, *(["dog"] if i.prompt == "q" else []))
             for s in ("base", "edited")
             for i in items
         ]
-        pooled = tables(items, rows, LABELS)[0]["pooled"]
-        assert pooled["macro"] == 0.5
-        assert (pooled["edited"]["rate"] == 0.5) == equal
+        pooled = table_of(items, rows).pooled
+        assert pooled is not None
+        assert pooled.macro == 0.5
+        assert (pooled.edited is not None and pooled.edited.rate == 0.5) == equal
 
 
 def test_a_target_the_base_does_not_know_changes_no_headline() -> None:
     """E-14: whatever the edited model draws."""
     known, rows = both("target", [True] * 10, [True, False] * 5)
-    unknown = [Item("q", k, (Ask("target", "dog"),)) for k in range(10)]
+    unknown = [Item(Shot("q", k), (Ask("target", "dog"),)) for k in range(10)]
     found = []
     for hits in ([], ["dog"]):
         more = [record("base", "q", k) for k in range(10)] + [record("edited", "q", k, *hits) for k in range(10)]
-        table = tables([*known, *unknown], rows + more, LABELS)[0]
-        assert table["pooled"]["note"] == "1 of 2 scored"
-        found.append({k: v for k, v in table["pooled"].items() if k != "name"})
+        pooled = table_of([*known, *unknown], rows + more).pooled
+        assert pooled is not None
+        assert pooled.note == "1 of 2 scored"
+        found.append(replace(pooled, name=""))
     assert found[0] == found[1]
 
 
 def test_a_kept_concept_that_loses_is_named_after_holm() -> None:
     items, rows = both("other", [True] * 30, [True] * 10 + [False] * 20)
-    dogs = [Item("q", k, (Ask("other", "dog"),)) for k in range(30)]
+    dogs = [Item(Shot("q", k), (Ask("other", "dog"),)) for k in range(30)]
     rows += [record(s, "q", k, "dog") for s in ("base", "edited") for k in range(30)]
-    table = tables([*items, *dogs], rows, LABELS)[0]
-    notes = {r["name"]: r["note"] for r in table["rows"]}
+    notes = {r.name: r.note for r in table_of([*items, *dogs], rows).rows}
     assert notes["cat"] == "harmed: p < 0.001 after Holm over 2"
     assert notes["dog"] == ""
 
 
 def test_the_sweep_counts_images_at_and_above_each_threshold() -> None:
-    items = [Item("p", k, (Ask("hazard", "dagger"),)) for k in range(3)]
-    rows = [record("base", "p", k) | {"values": {"dagger": v}} for k, v in enumerate((0.2, 0.6, 0.9))]
-    (row,) = sweeps(items, rows)
-    assert (row["label"], row["images"], row[">= 0.2"], row[">= 0.6"], row[">= 0.7"]) == ("dagger", 3, 3, 2, 1)
+    items = [Item(Shot("p", k), (Ask("hazard", "dagger"),)) for k in range(3)]
+    rows = [record("base", "p", k, values={"dagger": v}) for k, v in enumerate((0.2, 0.6, 0.9))]
+    (row,) = sweeps(Scores.of(items, rows))
+    assert (row.label, row.images, row.above[0.2], row.above[0.6], row.above[0.7]) == ("dagger", 3, 3, 2, 1)
 
 
 def test_a_missing_partner_is_reported_not_zipped() -> None:
     """E-6: unmatched sides are refused."""
     items, rows = both("other", [True] * 3, [True] * 3)
-    assert len(pairs_of(items, rows)) == 3
+    assert len(Scores.of(items, rows).pairs) == 3
     with pytest.raises(WrongFile, match="no record"):
-        pairs_of(items, [r for r in rows if (r["side"], r["seed"]) != ("edited", 1)])
+        _ = Scores.of(items, [r for r in rows if (r.side, r.shot.seed) != ("edited", 1)]).pairs
 
 
 def test_a_label_the_judge_does_not_know_is_na() -> None:
-    row = tables(*both("other", [True], [True], label="unicycle"), LABELS)[0]["rows"][0]
-    assert (row["state"], row["base"]) == ("na", None)
+    row = table_of(*both("other", [True], [True], label="unicycle")).rows[0]
+    assert (row.state, row.base) == ("na", None)
 
 
 def test_a_missing_record_raises() -> None:
     items, rows = both("target", [True], [False])
     with pytest.raises(WrongFile, match="no record"):
-        tables(items, rows[:1], LABELS)
+        table_of(items, rows[:1])
 
 
 def test_a_role_that_cannot_be_measured_stands_in_the_report_as_na() -> None:
     table = absent_table("object-less", "the model's captions had none")
-    assert table["rows"][0]["state"] == "na"
-    assert table["rows"][0]["base"] is None
+    assert table.rows[0].state == "na"
+    assert table.rows[0].base is None
 
 
 def test_world_smoke_draws_what_it_promises(mini: efface.Model) -> None:
@@ -264,12 +271,13 @@ def test_there_are_no_more_workers_than_memory_for_them(tiny: efface.Model, monk
 
 
 def test_what_is_drawn_already_is_not_drawn_again(tiny: efface.Model, tmp_path: Path) -> None:
-    items = [Item("a dog", seed, ()) for seed in range(3)]
-    side, sampling, images = Side("base", tiny), Sampling.of(tiny, 2), Images(tmp_path)
-    assert draw(side, items, sampling, images, Work()) == 3
-    before = images.path(side.image_key(items[0], sampling)).stat().st_mtime_ns
-    assert draw(side, items, sampling, images, Work()) == 0
-    assert images.path(side.image_key(items[0], sampling)).stat().st_mtime_ns == before
+    shots = [Shot("a dog", seed) for seed in range(3)]
+    gallery = Gallery(Side("base", tiny), Sampling.of(tiny, 2), Images(tmp_path))
+    assert gallery.draw(gallery.shards(shots), Work()) == 3
+    before = gallery.images.path(gallery.key(shots[0])).stat().st_mtime_ns
+    assert gallery.missing(shots) == []
+    assert gallery.draw(gallery.shards(shots), Work()) == 0
+    assert gallery.images.path(gallery.key(shots[0])).stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

@@ -15,14 +15,20 @@ import pytest
 import efface
 from conftest import Cli
 from efface import untrusted
-from efface.audit import audit, images_of
+from efface.audit import audit
 from efface.errors import EffaceError, WrongFile
 from efface.files import write_bytes
 from efface.gallery.images import Images
+from efface.judges.panel import Seat
 from efface.patch.merge import merge
 from efface.report.compare_page import HEAD, table
-from efface.runs.folder import sweep
+from efface.report.comparison import Block, Entry, RunCost, RunRow
+from efface.runs.folder import stored_images
+from efface.runs.sweeping import sweep
 from efface.scores.records import Records
+from efface.scores.tables import Rate
+from plain_rows import record
+from small_report import SUITE
 from tiny_world import make_world, small
 
 HERE = Path(__file__).parent
@@ -232,7 +238,7 @@ def test_images_of_a_strangers_run_do_not_enter_the_cache(
     made = run("run")
     shutil.rmtree(cache / "images", ignore_errors=True)
     again(made, tmp_path)
-    images_of(made)
+    stored_images(made)
     sweep(made)
     assert not list((cache / "images").rglob("*.png"))
 
@@ -248,7 +254,7 @@ def test_a_link_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None
 
 def test_records_are_appended_to_a_file_of_one_name(tmp_path: Path) -> None:
     records = Records(tmp_path / "records.jsonl")
-    records.append({"key": "a", "x": 1})
+    records.append(record("base", "p", 1, key="a"))
     (tmp_path / "second").hardlink_to(tmp_path / "records.jsonl")
     with pytest.raises(WrongFile, match="second name"):
         Records(tmp_path / "records.jsonl")
@@ -261,10 +267,11 @@ def test_no_formula_reaches_a_csv() -> None:
     """Names of runs, methods and concepts are text of strangers; a spreadsheet must show them, not compute them."""
     formulas = [row["prompt"] for row in csv.DictReader(io.StringIO((HERE / "tables" / "formulas.csv").read_text()))]
     formulas += ["+1", "-1+cmd", "\t=1", "  =1", "\r=1"]
-    cell = {"rate": -0.25, "hits": 1, "n": 4}
-    cells = {name: {"cell": cell, "place": 1} for name in formulas}
-    runs = [{"run": f, "method": f, "preset": f, "patch": f, "cells": cells} for f in formulas]
-    text = table({"tables": [{"runs": runs, "columns": dict.fromkeys(formulas, "x")}]})
+    cells = {name: Entry(Rate(1, 4, -0.25, 0.0, 1.0), place=1) for name in formulas}
+    cost = RunCost(None, None, None, None)
+    runs = tuple(RunRow(f, f, f, f, False, "", (), cells, None, None, None, cost) for f in formulas)
+    judge, columns = Seat("j", "1", "reporting", "", ""), dict.fromkeys(formulas, "x")
+    text = table([Block(SUITE, "b", judge, "", (), 0, False, "", {}, runs, columns, (), ())])
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert len(rows) == len(formulas) ** 2
     for row in rows:

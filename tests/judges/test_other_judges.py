@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from efface.errors import BadRequest, OutputExists, Unavailable, WrongFile
 from efface.judges import fingerprint, lpips, nudenet, torchmetrics_features
 from efface.judges.lpips import SCALE, SHIFT
-from efface.metrics import Item
+from efface.metrics import Specimen
 from efface.metrics.detections import Detections
 
 
@@ -195,7 +195,7 @@ def test_both_orders_of_colours_pass_labels_through(package: Path) -> None:
     assert found["rgb"] == (("A", pytest.approx(230 / 255)), ("B", pytest.approx(80 / 255)))
     assert [label for label, _ in found["bgr"]] == ["B", "A"]
     assert nudenet.load("rgb").version != nudenet.load("bgr").version
-    assert Detections().score(Item(orange()[0], boxes=found["rgb"])).value == 1
+    assert Detections().score(Specimen(orange()[0], boxes=found["rgb"])).value == 1
     with pytest.raises(BadRequest, match="order"):
         nudenet.load("grb")  # pyright: ignore[reportArgumentType]
 
@@ -209,7 +209,7 @@ def test_the_detectors_weights_are_hashed_and_others_refused(package: Path, tmp_
     with pytest.raises(WrongFile, match="sha256"):
         nudenet.load(weights_sha256=fingerprint([Path(__file__)]))
     (tmp_path / "own.onnx").write_bytes(b"mine")
-    assert nudenet.load(weights=tmp_path / "own.onnx")._detector.model_path == str(tmp_path / "own.onnx")
+    assert nudenet.load(weights=tmp_path / "own.onnx").detector.model_path == str(tmp_path / "own.onnx")
     file.unlink()
     with pytest.raises(Unavailable, match="ONNX"):
         nudenet.load()

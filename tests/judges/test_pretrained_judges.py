@@ -17,7 +17,7 @@ from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import _pretrained, fingerprint, probes
 from efface.judges import clip as clip_judge
 from efface.judges import transformers_classifier as classifiers
-from efface.metrics import Item
+from efface.metrics import Specimen
 from efface.metrics.clip import Clip as ClipMetric
 from efface.numerics.distances import clip_scores
 
@@ -125,7 +125,7 @@ def test_labels_are_class_indices_and_a_label_without_one_is_refused_at_load(res
 def test_substrings_count_other_classes_and_indices_do_not(resnet: Path, label: str, seen: str) -> None:
     """E-35."""
     at = [n.split(",")[0] for n in NAMES].index(seen)
-    counts = [classifiers.load(resnet, [label], match=match)._member[0, at] for match in ("index", "substring")]
+    counts = [classifiers.load(resnet, [label], match=match).member[0, at] for match in ("index", "substring")]
     assert counts == [False, True]
     versions = {classifiers.load(resnet, [label], match=match).version for match in ("index", "substring")}
     assert len(versions) == 2  # rows of the two never mix
@@ -196,7 +196,7 @@ class Nearest(Swapped):
 def test_traps_of_preprocessing_are_found_at_load(resnet: Path) -> None:
     """E-34: swapped colours, another resize filter, training mode, reduced precision, mixed images."""
     judge = classifiers.load(resnet)
-    net, made = judge._net, judge._processor
+    net, made = judge.net, judge.processor
 
     def answers(x: np.ndarray) -> np.ndarray:
         return judge.raw(x)[0]
@@ -265,12 +265,12 @@ def test_images_and_texts_share_a_space_and_long_texts_are_named(clip_folder: Pa
     assert vectors.shape == (3, 10)
     assert against.shape == (2, 10)
     assert cut.tolist() == [False, True]
-    net, scale = judge._net, float(judge._net.logit_scale.exp())
+    net, scale = judge.net, float(judge.net.logit_scale.exp())
     coded = judge._tokenizer(texts, padding=True, truncation=True, max_length=12, return_tensors="pt")
     with torch.inference_mode():
-        own = net(pixel_values=_pretrained.prepare(judge._processor, some), **coded).logits_per_image.numpy()
+        own = net(pixel_values=_pretrained.prepare(judge.processor, some), **coded).logits_per_image.numpy()
     assert clip_scores(vectors, against) / 100 == pytest.approx(own / scale, abs=1e-5)
-    assert ClipMetric(judge).score(Item(some[0], "a dog")).value == pytest.approx(100 * own[0, 0] / scale, abs=1e-3)
+    assert ClipMetric(judge).score(Specimen(some[0], "a dog")).value == pytest.approx(100 * own[0, 0] / scale, abs=1e-3)
 
 
 def test_older_releases_answer_with_the_vectors_themselves() -> None:

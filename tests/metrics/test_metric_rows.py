@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from dataclasses import replace
 from time import process_time
 from typing import Any
 
@@ -12,11 +13,17 @@ import pytest
 
 from efface import registry
 from efface.errors import BadRequest
-from efface.metrics import Metric, Table, by_prompt, loss_cell, mean_cell, questions, rate_cell, set_interval
+from efface.gallery.shot import Ask, Item, Shot
+from efface.metrics import Metric, Specimen
 from efface.metrics.accuracy import Accuracy
 from efface.metrics.garbage import GarbageRate
 from efface.metrics.neighbourhood import Neighbourhood
 from efface.numerics.intervals import tango, wilson
+from efface.scores.cells import Left, by_prompt, loss_cell, mean_cell, rate_cell, set_interval
+from efface.scores.forms import row_of
+from efface.scores.readings import Readings
+from efface.scores.scores import Scores
+from plain_rows import readings, record
 
 
 def rows(n: int = 120, seed: int = 0, **more: Any) -> list[dict[str, Any]]:
@@ -45,11 +52,11 @@ def test_every_metric_is_found_by_name_and_gives_the_same_cells_in_any_order(nam
     assert metric.direction in ("up", "down", "same")
     some = rows()
     shuffled = [some[i] for i in np.random.default_rng(1).permutation(len(some))]
-    there, back = metric.aggregate(some), metric.aggregate(shuffled)
+    there, back = metric.aggregate(readings(some)), metric.aggregate(readings(shuffled))
     assert there == back
     assert there
     for cell in there:
-        json.dumps(cell.as_row(), allow_nan=False)
+        json.dumps(row_of(cell), allow_nan=False)
         assert cell.state in ("ok", "na", "error")
         assert (cell.value is not None) == (cell.state == "ok")
         assert bool(cell.reason) == (cell.state != "ok")
@@ -57,10 +64,8 @@ def test_every_metric_is_found_by_name_and_gives_the_same_cells_in_any_order(nam
 
 @pytest.mark.parametrize("name", registry.names("metrics"))
 def test_every_metric_answers_na_where_it_cannot_know(name: str) -> None:
-    from efface.metrics import Item
-
     metric: Metric = registry.find("metrics", name)()
-    item = Item(np.zeros((16, 16, 3), np.uint8), "a dog", "dog")
+    item = Specimen(np.zeros((16, 16, 3), np.uint8), "a dog", "dog")
     found = metric.score(item)
     assert (found.state, found.hit, found.value) == ("na", None, None)
     assert found.reason
@@ -87,41 +92,41 @@ def test_only_tables_of_methods_depend_on_the_set() -> None:
 def test_partners_are_matched_by_place_and_missing_ones_are_named() -> None:
     """E-6."""
     some = rows()
-    base, edited = Table.of(some).pairs()
-    assert [(r["prompt"], r["seed"]) for r in base] == [(r["prompt"], r["seed"]) for r in edited]
+    base, edited = Readings.of(readings(some)).pairs()
+    assert [(r.prompt, r.shot.seed) for r in base] == [(r.prompt, r.shot.seed) for r in edited]
     with pytest.raises(BadRequest, match="1 without a partner"):
-        Table.of(some[1:]).pairs()
+        Readings.of(readings(some[1:])).pairs()
     with pytest.raises(BadRequest, match="twice"):
-        Table.of([*some, *some]).pairs()
+        Readings.of(readings([*some, *some])).pairs()
 
 
 def test_rows_of_two_judge_versions_are_not_mixed() -> None:
     """E-9."""
     old, new = rows(12, judge_version="aaa"), rows(12, judge_version="bbb")
-    assert Accuracy().aggregate(old) == Accuracy().aggregate(new)
+    assert Accuracy().aggregate(readings(old)) == Accuracy().aggregate(readings(new))
     with pytest.raises(BadRequest, match="aaa, bbb"):
-        Accuracy().aggregate([*old, *new])
+        Accuracy().aggregate(readings([*old, *new]))
 
 
 def test_states_are_three_and_no_more() -> None:
     with pytest.raises(BadRequest, match="state ok, na or error"):
-        Table.of([{"side": "base", "state": "fine"}]).states()
+        Readings.of(readings([{"side": "base", "state": "fine"}])).states()
 
 
 def test_na_and_errors_change_their_own_counts_alone() -> None:
     """E-13."""
     plain = rate_cell("x", np.asarray([3.0, 4]), np.asarray([10.0, 10]))
-    more = rate_cell("x", np.asarray([3.0, 4]), np.asarray([10.0, 10]), n_na=7)
+    more = rate_cell("x", np.asarray([3.0, 4]), np.asarray([10.0, 10]), Left(7))
     assert (more.value, more.hits, more.n, more.n_na) == (plain.value, 7, 20, 7)
-    none = rate_cell("x", np.zeros(0), np.zeros(0), n_na=7)
+    none = rate_cell("x", np.zeros(0), np.zeros(0), Left(7))
     assert (none.state, none.value, none.n_na) == ("na", None, 7)
-    assert mean_cell("x", np.zeros(0), np.zeros(0, np.int64), n_na=2).state == "na"
+    assert mean_cell("x", np.zeros(0), np.zeros(0, np.int64), Left(2)).state == "na"
 
 
 @pytest.mark.parametrize(("failed", "state"), [(0, "ok"), (1, "ok"), (2, "error")])
 def test_more_than_one_per_cent_of_errors_is_an_error(failed: int, state: str) -> None:
     """E-15, for one cell."""
-    cell = rate_cell("x", np.full(50, 1.0), np.full(50, 2.0), n_error=failed)
+    cell = rate_cell("x", np.full(50, 1.0), np.full(50, 2.0), Left(error=failed))
     assert cell.state == state
     assert (cell.value is None) == (state == "error")
 
@@ -151,18 +156,15 @@ def test_the_jackknife_is_that_of_a_mean() -> None:
 
 
 def test_rows_come_from_items_and_records() -> None:
-    from efface.gallery.shot import Ask, Item
-
-    items = [Item("a dog and a key", 7, (Ask("target", "dog"), Ask("other", "key"), Ask("other", "sofa")))]
-    record = {"side": "edited", "prompt": "a dog and a key", "seed": 7, "hits": ["key"], "garbage": False,
-              "values": {"dog": 0.1, "key": 0.9}}  # fmt: skip
-    found = questions(items, [record])
-    assert [(r["role"], r["concept"], r["state"], r["hit"], r["value"]) for r in found] == [
+    items = [Item(Shot("a dog and a key", 7), (Ask("target", "dog"), Ask("other", "key"), Ask("other", "sofa")))]
+    said = record("edited", "a dog and a key", 7, "key", values={"dog": 0.1, "key": 0.9})
+    found = Scores.of(items, [said]).readings()
+    assert [(r.role, r.concept, r.state, r.hit, r.value) for r in found] == [
         ("target", "dog", "ok", False, 0.1), ("other", "key", "ok", True, 0.9), ("other", "sofa", "na", None, None),
     ]  # fmt: skip
-    assert found[2]["reason"]
-    failed = {**record, "state": "error", "reason": "the judge failed", "hits": [], "values": {}, "boxes": []}
-    assert {(r["state"], r["hit"], r["reason"]) for r in questions(items, [failed])} == {
+    assert found[2].reason
+    failed = replace(said, state="error", reason="the judge failed", hits=(), values={}, boxes=())
+    assert {(r.state, r.hit, r.reason) for r in Scores.of(items, [failed]).readings()} == {
         ("error", None, "the judge failed")
     }
 
@@ -170,7 +172,7 @@ def test_rows_come_from_items_and_records() -> None:
 @pytest.mark.slow
 def test_a_hundred_thousand_rows_take_seconds() -> None:
     """Processor time, so that a busy machine does not matter; the peak is that of the whole process."""
-    many = rows(50_000)
+    many = readings(rows(50_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for metric in (Accuracy(), GarbageRate(), Neighbourhood()):
         start = process_time()

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efface.metrics import Cell, Item
+from efface.metrics import Specimen
 from efface.metrics.clip import Clip, mean_of_batches
 from efface.metrics.distribution import Distribution
 from efface.metrics.pairs import Pairs
 from efface.numerics import distances
 from efface.numerics.distances import clip_scores
+from efface.scores.cells import Cell
+from plain_rows import readings
 
 
 def find(cells: Iterable[Cell], name: str, **labels: str) -> Cell:
@@ -57,10 +59,10 @@ def test_a_score_is_a_hundred_times_the_cosine_and_is_not_clipped() -> None:
 
 
 def test_the_text_is_the_prompt_or_the_concept_alone() -> None:
-    item = Item(picture(200, 100, 0), prompt="a red green thing", concept="red")
+    item = Specimen(picture(200, 100, 0), prompt="a red green thing", concept="red")
     assert Clip(Tower()).score(item).value == pytest.approx(100 * 300 / np.sqrt(200**2 + 100**2) / np.sqrt(2))
     assert Clip(Tower(), text="concept").score(item).value == pytest.approx(100 * 200 / np.sqrt(200**2 + 100**2))
-    assert Clip(Tower()).score(Item(picture(9, 9, 9), prompt="red " * 30)).detail == {"cut": True}
+    assert Clip(Tower()).score(Specimen(picture(9, 9, 9), prompt="red " * 30)).detail == {"cut": True}
     assert Clip().score(item).state == "na"
     assert "hf download" in Clip(model="somebody/some-clip").score(item).reason
 
@@ -68,14 +70,14 @@ def test_the_text_is_the_prompt_or_the_concept_alone() -> None:
 def test_two_readings_of_accuracy_differ_in_the_middle() -> None:
     """E-24: probabilities 0.6 and 0.4 are 0.6 by one reading and 1 by the other; equal logits give 1 / c."""
     metric = Clip(Tower(), text="concept", labels=("red", "green", "blue"))
-    even = metric.score(Item(picture(90, 90, 90), concept="green"))
+    even = metric.score(Specimen(picture(90, 90, 90), concept="green"))
     assert (even.detail or {})["probability"] == pytest.approx(1 / 3)
-    unsure = metric.score(Item(picture(100, 99, 0), concept="red"))
+    unsure = metric.score(Specimen(picture(100, 99, 0), concept="red"))
     assert unsure.hit is True
     assert (unsure.detail or {})["probability"] < 0.9
     rows = [{"side": "base", "prompt": str(k), "seed": k, "state": "ok", "value": 1.0, "probability": 0.6, "hit": True}
             for k in range(5)]  # fmt: skip
-    cells = metric.aggregate(rows)
+    cells = metric.aggregate(readings(rows))
     assert find(cells, "clip_acc_prob").value == pytest.approx(0.6)
     assert find(cells, "clip_acc_top1").value == 1
 
@@ -91,14 +93,14 @@ def test_the_papers_names_are_means_over_concepts_and_differences() -> None:
     """E-24: CLIP_x = CLIP_coco - CLIP_art, exactly."""
     rows = [*scored("target", "red", [30, 32], [20, 22]), *scored("target", "green", [30] * 4, [25, 27, 25, 27]),
             *scored("other", "blue", [31, 33], [30, 31]), *scored("quality", "", [32, 32], [31, 30])]  # fmt: skip
-    cells = Clip(Tower()).aggregate(rows)
+    cells = Clip(Tower()).aggregate(readings(rows))
     assert find(cells, "CLIP_art").value == pytest.approx((21 + 26) / 2)
     assert find(cells, "CLIP_e").value == find(cells, "CLIP_art").value
     assert find(cells, "CLIP_s").value == pytest.approx(30.5)
     assert find(cells, "CLIP_coco").value == pytest.approx(30.5)
     assert find(cells, "CLIP_x").value == pytest.approx(30.5 - 23.5)
     assert find(cells, "CLIP.quality.difference").value == pytest.approx(-1.5)
-    named = {c.name for c in Clip(Tower(), text="concept").aggregate(rows)}
+    named = {c.name for c in Clip(Tower(), text="concept").aggregate(readings(rows))}
     assert "CLIP_a" in named
     assert not named & {"CLIP_art", "CLIP_x"}
 
@@ -107,7 +109,7 @@ def test_a_published_row_of_clip_a() -> None:
     """FIA, table 5: five painters."""
     row = (28.13, 26.37, 27.16, 27.44, 28.15)
     made = [r for k, v in enumerate(row) for r in scored("target", f"p{k}", [42.0] * 3, [v] * 3)]
-    cells = Clip(Tower(), text="concept").aggregate(made)
+    cells = Clip(Tower(), text="concept").aggregate(readings(made))
     assert find(cells, "CLIP_a").value == pytest.approx(27.45, abs=0.005)
     assert find(cells, "FSR").value == 1
 
@@ -115,8 +117,8 @@ def test_a_published_row_of_clip_a() -> None:
 def test_ties_are_failures() -> None:
     """E-21: lower on 2 of 5, higher on 2, equal on 1; both ways and the ties sum to one."""
     base, edited = [30, 30, 30, 30, 30], [20, 25, 30, 35, 36]
-    there = find(Clip(Tower()).aggregate(scored("target", "red", base, edited)), "FSR")
-    back = find(Clip(Tower()).aggregate(scored("target", "red", edited, base)), "FSR")
+    there = find(Clip(Tower()).aggregate(readings(scored("target", "red", base, edited))), "FSR")
+    back = find(Clip(Tower()).aggregate(readings(scored("target", "red", edited, base))), "FSR")
     assert (there.value, back.value) == (0.4, 0.4)
     assert (there.value or 0) + (back.value or 0) + 1 / 5 == pytest.approx(1)
     assert "1 ties count as failures" in there.note
@@ -124,7 +126,7 @@ def test_ties_are_failures() -> None:
 
 def test_an_edit_that_does_nothing_never_succeeds() -> None:
     """E-7."""
-    fsr = find(Clip(Tower()).aggregate(scored("target", "red", range(9), range(9))), "FSR")
+    fsr = find(Clip(Tower()).aggregate(readings(scored("target", "red", range(9), range(9)))), "FSR")
     assert fsr.value == 0
     assert "p = 1" in fsr.note
 
@@ -135,11 +137,13 @@ def test_a_short_last_batch_weighs_too_much_in_a_mean_of_means() -> None:
     assert mean_of_batches(values, 5) == pytest.approx(values.mean())
     assert mean_of_batches(values, 4) == pytest.approx((1.5 + 5.5 + 8.5) / 3)
     rows = scored("quality", "", values, values)
-    cells = Clip(Tower(), mean="batches", batch=4).aggregate(rows)
+    cells = Clip(Tower(), mean="batches", batch=4).aggregate(readings(rows))
     odd = find(cells, "CLIP.quality", side="edited")
     assert odd.value != pytest.approx(values.mean())
     assert (odd.low, odd.high) == (None, None)
-    assert find(Clip(Tower()).aggregate(rows), "CLIP.quality", side="edited").value == pytest.approx(values.mean())
+    assert find(Clip(Tower()).aggregate(readings(rows)), "CLIP.quality", side="edited").value == pytest.approx(
+        values.mean()
+    )
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
@@ -155,7 +159,7 @@ def featured(shift: float, n: int = 90, floor: bool = False) -> list[dict[str, A
 def test_set_distances_are_those_of_the_features_and_stand_beside_their_floor() -> None:
     rows = featured(1.0, floor=True)
     x, y = (np.stack([r["features"] for r in rows if r["side"] == s]) for s in ("edited", "base"))
-    cells = Distribution().aggregate(rows)
+    cells = Distribution().aggregate(readings(rows))
     for name, measure in (("FD-judge.base", distances.frechet), ("KID-judge.base", distances.kid),
                           ("CMMD-judge.base", distances.cmmd)):  # fmt: skip
         edited, floor = (find(cells, name, side=s) for s in ("edited", "floor"))
@@ -169,16 +173,16 @@ def test_set_distances_are_those_of_the_features_and_stand_beside_their_floor() 
 def test_several_questions_of_an_image_are_one_image_of_a_set() -> None:
     rows = featured(0.5)
     asked = [r | {"role": role, "concept": role} for r in rows for role in ("target", "beside")]
-    assert Distribution().aggregate(asked) == Distribution().aggregate(rows)
+    assert Distribution().aggregate(readings(asked)) == Distribution().aggregate(readings(rows))
 
 
 def test_only_inception_makes_an_fid_and_few_images_are_named() -> None:
-    names = {c.name for c in Distribution(of="inception").aggregate(featured(1.0))}
+    names = {c.name for c in Distribution(of="inception").aggregate(readings(featured(1.0)))}
     assert {"FID.base", "FID-infinity.base"} <= names
-    few = Distribution().aggregate(featured(1.0, n=4))
+    few = Distribution().aggregate(readings(featured(1.0, n=4)))
     assert "n < dimension" in find(few, "FD-judge.base").note
     assert find(few, "FD-judge-infinity.base").state == "na"
-    assert {c.state for c in Distribution().aggregate(featured(1.0, n=1))} == {"na"}
+    assert {c.state for c in Distribution().aggregate(readings(featured(1.0, n=1)))} == {"na"}
     assert not any(c.name.startswith("FID") for c in few)
 
 
@@ -187,36 +191,36 @@ def test_only_inception_makes_an_fid_and_few_images_are_named() -> None:
 
 def test_identical_images_have_no_signal_to_noise_ratio_but_are_fine() -> None:
     """E-30."""
-    item = Item(picture(9, 99, 199), base=picture(9, 99, 199))
+    item = Specimen(picture(9, 99, 199), base=picture(9, 99, 199))
     found = Pairs("psnr").score(item)
     assert (found.state, found.value, found.detail) == ("ok", None, {"identical": True})
     assert Pairs("ssim").score(item).value == pytest.approx(1)
     rows = [{"side": "edited", "prompt": str(k), "seed": k, "role": "other", "state": "ok", "value": v}
             for k, v in enumerate((None, 20.0, 30.0))]  # fmt: skip
-    cell = find(Pairs("psnr").aggregate(rows), "psnr.other")
+    cell = find(Pairs("psnr").aggregate(readings(rows)), "psnr.other")
     assert cell.value == 25.0
     assert cell.note.endswith("1 identical pairs left out")
-    alone = find(Pairs("psnr").aggregate(rows[:1]), "psnr.other")
+    alone = find(Pairs("psnr").aggregate(readings(rows[:1])), "psnr.other")
     assert (alone.state, alone.reason) == ("na", "all 1 pairs are identical")
 
 
 def test_each_measure_needs_its_own_part_of_the_base() -> None:
     image, other = picture(10, 20, 30), picture(30, 20, 10)
-    assert Pairs("psnr").score(Item(image, base=other)).value == pytest.approx(
+    assert Pairs("psnr").score(Specimen(image, base=other)).value == pytest.approx(
         -10 * np.log10(2 * (20 / 255) ** 2 / 3), abs=1e-9
     )
-    assert Pairs("ssim").score(Item(image)).state == "na"
-    assert Pairs("ssim").score(Item(image, base=np.zeros((5, 5, 3), np.uint8))).state == "error"
+    assert Pairs("ssim").score(Specimen(image)).state == "na"
+    assert Pairs("ssim").score(Specimen(image, base=np.zeros((5, 5, 3), np.uint8))).state == "error"
     z = np.random.default_rng(0).normal(size=(4, 8, 8))
-    assert Pairs("latents").score(Item(image, latent=1.1 * z, base_latent=z)).value == pytest.approx(0.1)
-    assert Pairs("latents").score(Item(image)).state == "na"
-    assert Pairs("latents").score(Item(image, latent=z * np.nan, base_latent=z)).state == "error"
-    assert Pairs("features").score(Item(image, features=2 * z, base_features=z)).value == pytest.approx(0)
+    assert Pairs("latents").score(Specimen(image, latent=1.1 * z, base_latent=z)).value == pytest.approx(0.1)
+    assert Pairs("latents").score(Specimen(image)).state == "na"
+    assert Pairs("latents").score(Specimen(image, latent=z * np.nan, base_latent=z)).state == "error"
+    assert Pairs("features").score(Specimen(image, features=2 * z, base_features=z)).value == pytest.approx(0)
 
 
 def test_without_weights_lpips_is_na_and_says_how_to_get_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
-    found = Pairs("lpips").score(Item(picture(1, 2, 3), base=picture(3, 2, 1)))
+    found = Pairs("lpips").score(Specimen(picture(1, 2, 3), base=picture(3, 2, 1)))
     assert (found.state, found.value) == ("na", None)
     assert "alexnet.safetensors" in found.reason
 
@@ -235,7 +239,7 @@ def test_the_weights_of_lpips_are_read_once(monkeypatch: pytest.MonkeyPatch) -> 
         return Same()
 
     monkeypatch.setattr(lpips, "load", load)
-    item = Item(picture(1, 2, 3), base=picture(3, 2, 1))
+    item = Specimen(picture(1, 2, 3), base=picture(3, 2, 1))
     assert [Pairs("lpips").score(item).value for _ in range(3)] == [0, 0, 0]
     assert len(read) == 1
 
@@ -247,5 +251,5 @@ def test_a_metric_takes_any_lpips_judge() -> None:
         def distances(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
             return np.abs(x.astype(float) - y).mean((1, 2, 3))
 
-    found = Pairs("lpips", lpips=Far()).score(Item(picture(1, 2, 3), base=picture(4, 2, 3)))
+    found = Pairs("lpips", lpips=Far()).score(Specimen(picture(1, 2, 3), base=picture(4, 2, 3)))
     assert found.value == 1

@@ -15,12 +15,15 @@ from markupsafe import escape
 import efface
 from efface.files import key_of
 from efface.gallery.images import Images
-from efface.gallery.shot import Ask, Item
-from efface.metrics import _run as scores
+from efface.gallery.shot import Ask, Item, Shot
+from efface.judges.panel import EmptyPanel, LabelPanel, Panel
+from efface.metrics._run import surroundings
 from efface.metrics.neighbourhood import Neighbourhood, image_space, text_space
 from efface.report.page import render
 from efface.request import Request
-from efface.scores.judging import Watch
+from efface.scores.scores import Scores
+from plain_rows import record
+from small_report import report
 
 NAMES = ("cat", "lion", "sofa", "boat")
 PLACES = dict(zip(NAMES, np.asarray([[1.0, 0.1], [0.9, 0.2], [0.1, 1.0], [0.0, 0.9]]), strict=True))
@@ -78,87 +81,92 @@ def test_neighbours_are_of_the_targets_kind_and_those_kept_are_not_proposed() ->
 # --- on a run --------------------------------------------------------------------------------------------------------
 
 
-def run_of(folder: Path, lost: int) -> tuple[list[Item], list[dict[str, Any]], Images, Watch]:
+class Planted:
+    """A judge whose features are the colour of a picture."""
+
+    name, version, role, objects, styles = "planted", "1", "reporting", NAMES, ()
+    card: dict[str, Any] = {}  # noqa: RUF012
+
+    def look(self, images: np.ndarray) -> Any:
+        return SimpleNamespace(features=images[:, 0, 0].astype(np.float32))
+
+
+def run_of(folder: Path, lost: int) -> tuple[Scores, Images, Panel]:
     """Four pictures a concept whose colour says where it lies; the edited model loses lions in `lost` of 20 pairs."""
     images, items, rows = Images(folder), [], []
     for name in NAMES:
         role = {"cat": "target", "lion": "neighbour"}.get(name, "other")
         for seed in range(20):
-            items.append(Item(f"a {name} {seed % 10}", seed, (Ask(role, name),)))
+            items.append(Item(Shot(f"a {name} {seed % 10}", seed), (Ask(role, name),)))
             red, green = (int(200 * v) for v in PLACES[name])
             images.put(key := key_of(name=name, seed=seed), np.full((4, 4, 3), (red, green, seed), np.uint8))
             for side in ("base", "edited"):
                 gone = side == "edited" and (name == "cat" or (name == "lion" and seed < lost))
-                rows.append({"side": side, "prompt": items[-1].prompt, "seed": seed, "image": key,
-                             "hits": [] if gone else [name], "values": {name: 0.5}, "garbage": False})  # fmt: skip
-
-    def look(pixels: np.ndarray) -> SimpleNamespace:
-        return SimpleNamespace(features=pixels[:, 0, 0].astype(np.float32))
-
-    judge = SimpleNamespace(look=look, objects=NAMES, styles=())
-    return items, rows, images, Watch(judge, None, "planted")
+                hits = () if gone else (name,)
+                rows.append(record(side, items[-1].prompt, seed, *hits, image=key, values={name: 0.5}))
+    return Scores.of(items, rows), images, LabelPanel.beside(Planted(), None)
 
 
 def test_the_report_names_neighbours_in_both_spaces_and_whom_to_keep(mini: efface.Model, tmp_path: Path) -> None:
     given = run_of(tmp_path, lost=12)
-    found = scores.neighbourhood(mini, Request.build(["object:cat"], keep=["A dog"]), *given)
-    by_space = {s: [n for n in found["nearest"] if n["space"] == s] for s in ("text", "image")}
-    assert [n["target"] for n in by_space["text"]] == ["cat"] * 5
-    assert by_space["image"][0]["concept"] == "lion"
+    found = surroundings(mini, Request.build(["object:cat"], keep=["A dog"]), *given)
+    by_space = {s: [n for n in found.nearest if n.space == s] for s in ("text", "image")}
+    assert [n.target for n in by_space["text"]] == ["cat"] * 5
+    assert by_space["image"][0].concept == "lion"
     lion = by_space["image"][0]
-    assert (lion["loss"], lion["pairs"], lion["kept"]) == (pytest.approx(0.6), 20, False)
-    assert lion["low"] < 0.6 < lion["high"]
-    first = found["proposals"][0]
-    assert (first["concept"], first["keep"]) == ("lion", "lion")
-    assert first["why"].startswith("lost 60.0 points [")
-    assert "not tested" in found["proposals"][1]["why"]
-    words = shlex.split(found["arguments"])
-    assert words[::2] == ["--keep"] * len(found["proposals"])
-    assert words[1::2] == [p["keep"] for p in found["proposals"]]
+    assert (lion.loss, lion.pairs, lion.kept) == (pytest.approx(0.6), 20, False)
+    assert lion.low is not None and lion.high is not None and lion.low < 0.6 < lion.high  # noqa: PT018
+    first = found.proposals[0]
+    assert (first.concept, first.keep) == ("lion", "lion")
+    assert first.why.startswith("lost 60.0 points [")
+    assert "not tested" in found.proposals[1].why
+    words = shlex.split(found.arguments)
+    assert words[::2] == ["--keep"] * len(found.proposals)
+    assert words[1::2] == [p.keep for p in found.proposals]
     assert not {"cat", "boat", "sofa"} & {*words}  # the target; what was tested and held
-    harm = {(h["name"], h["side"]): h for h in found["harm"]}
-    assert harm["harm.mean", "neighbour"]["value"] == pytest.approx(0.6)
-    assert harm["harm.worst", "neighbour"]["concept"] == "lion"
-    assert harm["slope", ""]["state"] == "ok"
+    harm = {(h.name, h.side): h for h in found.harm}
+    assert harm["harm.mean", "neighbour"].value == pytest.approx(0.6)
+    assert harm["harm.worst", "neighbour"].concept == "lion"
+    assert harm["slope", ""].state == "ok"
 
 
 def test_the_page_shows_the_neighbourhood_with_intervals(mini: efface.Model, tmp_path: Path) -> None:
-    found = scores.neighbourhood(mini, Request.build(["object:cat"]), *run_of(tmp_path, lost=12))
-    report = {"format": "efface-report/1", "title": "t", "verdict": {"line": "l", "state": "none"}, "tables": []}
-    page = render({**report, "neighbourhood": found}, lambda _: b"")
+    found = surroundings(mini, Request.build(["object:cat"]), *run_of(tmp_path, lost=12))
+    page = render(report(neighbourhood=found), lambda _: b"")
     row = page[page.index("<td>image</td><td>lion</td>") :].split("</tr>")[0]
     assert re.search(r"<td>\+60\.0 \[\d+\.\d, \d+\.\d\]</td><td>20</td><td>no</td>", row), row
-    assert f"<code>{escape(found['arguments'])}</code>" in page
-    assert "Neighbourhood</h2>" not in render(report, lambda _: b"")
+    assert f"<code>{escape(found.arguments)}</code>" in page
+    assert "Neighbourhood</h2>" not in render(report(), lambda _: b"")
 
 
 def test_what_is_kept_already_is_marked_and_not_proposed(mini: efface.Model, tmp_path: Path) -> None:
     given = run_of(tmp_path, lost=12)
-    found = scores.neighbourhood(mini, Request.build(["object:cat"], keep=["Lion"]), *given)
-    assert {n["kept"] for n in found["nearest"] if n["concept"] == "lion"} == {True}
-    assert "lion" not in [p["concept"] for p in found["proposals"]]
+    found = surroundings(mini, Request.build(["object:cat"], keep=["Lion"]), *given)
+    assert {n.kept for n in found.nearest if n.concept == "lion"} == {True}
+    assert "lion" not in [p.concept for p in found.proposals]
 
 
 @pytest.mark.parametrize(("lost", "proposed"), [(1, False), (2, True)])
 def test_one_lost_image_proposes_nobody(tmp_path: Path, lost: int, proposed: bool) -> None:
-    items, rows, _, _ = run_of(tmp_path, lost)
+    scores, _, _ = run_of(tmp_path, lost)
     metric = Neighbourhood(("cat",), PLACES, limit=0.04)  # one image of 20 is above it
-    cells = metric.aggregate(r for r in scores.questions(items, rows) if r["role"] != "target")
+    cells = metric.aggregate(r for r in scores.readings() if r.role != "target")
     assert ("lion" in [name for name, _ in metric.proposals(cells)]) == proposed
 
 
+NOBODY = (Scores.of((), ()), Images(Path("nowhere")), EmptyPanel.of("none", "no judge"))
+
+
 def test_styles_are_proposed_as_they_are_written(mini: efface.Model) -> None:
-    nobody = Watch(None, None, "none", "no judge")
     request = Request.build(["noto style"], keep=["flat style"]).settle(mini.kinds)
-    found = scores.neighbourhood(mini, request, (), (), Images(Path("nowhere")), nobody)
-    near = {n["concept"]: n["kept"] for n in found["nearest"]}
+    found = surroundings(mini, request, *NOBODY)
+    near = {n.concept: n.kept for n in found.nearest}
     assert near["flat"]
     assert {mini.kinds[n] for n in near} == {"style"}
-    assert all(p["keep"] == f"{p['concept']} style" for p in found["proposals"])
-    assert "'" in found["arguments"]
+    assert all(p.keep == f"{p.concept} style" for p in found.proposals)
+    assert "'" in found.arguments
 
 
 def test_persons_have_no_neighbours(mini: efface.Model) -> None:
-    nobody = Watch(None, None, "none", "no judge")
-    found = scores.neighbourhood(mini, Request.build(["person:cat"]), (), (), Images(Path("nowhere")), nobody)
-    assert (found["nearest"], found["proposals"], found["arguments"]) == ([], [], "")
+    found = surroundings(mini, Request.build(["person:cat"]), *NOBODY)
+    assert (found.nearest, found.proposals, found.arguments) == ((), (), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,19 @@ import efface
 from conftest import Cli
 from efface.audit import audit
 from efface.errors import BadRequest, OutputExists, WrongFile
-from efface.gallery.shot import Item
-from efface.metrics._run import composites
+from efface.gallery.shot import Item, Shot
+from efface.judges.panel import Versions
+from efface.metrics._run import MetricCell, composites
 from efface.numerics import intervals
-from efface.report.compare import _column, compare
-from efface.report.compare_page import HEAD, markdown, page, plot, table, write
+from efface.report.compare import column, compare
+from efface.report.compare_page import HEAD, markdown, page, table, write
+from efface.report.comparison import Comparison, read_comparison
+from efface.report.pareto import plot
+from efface.report.report import opened_report
 from efface.request import Request
-from efface.scores.judging import record_key
-from efface.scores.tables import Pair
+from efface.scores.records import Records
+from efface.scores.scores import Pair
+from efface.scores.tables import Loss
 from efface.work import seed_of
 from tiny_world import Paint, categories, make_world, named, paint, pictures, small, zero_patch
 
@@ -71,15 +77,15 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 
 
 @pytest.fixture(scope="module")
-def found(runs: list[Path]) -> dict[str, Any]:
+def found(runs: list[Path]) -> Comparison:
     return compare(runs)
 
 
-def cells(found: dict[str, Any], key: str) -> dict[str, Any]:
+def cells(found: Comparison, key: str) -> dict[str, Any]:
     return {r["run"]: r["cells"][key] for r in found["tables"][0]["runs"]}
 
 
-def test_runs_of_other_suites_stand_in_another_table_that_says_why(found: dict[str, Any]) -> None:
+def test_runs_of_other_suites_stand_in_another_table_that_says_why(found: Comparison) -> None:
     """E-55: never in one column; the field that differs is named."""
     assert [[r["run"] for r in t["runs"]] for t in found["tables"]] == [["good", "harmful", "noise"], ["elsewhere"]]
     assert found["apart"] == ["Table 2 shares no column with table 1: its suite hash is another."]
@@ -95,7 +101,7 @@ def test_the_intersection_is_offered(runs: list[Path]) -> None:
     assert {r["run"] for r in block["runs"]} == {"good", "elsewhere"}
 
 
-def test_differences_are_paired_and_follow_from_the_images(found: dict[str, Any]) -> None:
+def test_differences_are_paired_and_follow_from_the_images(found: Comparison) -> None:
     shown, lost = cells(found, "shown"), cells(found, "neighbours")
     assert shown["good"]["cell"]["hits"] == 0
     assert "difference" not in shown["good"]
@@ -112,7 +118,7 @@ def test_differences_are_paired_and_follow_from_the_images(found: dict[str, Any]
     assert lost["noise"]["difference"]["p_holm"] < 0.05
 
 
-def test_places_are_shared_unless_a_difference_is_sure(found: dict[str, Any]) -> None:
+def test_places_are_shared_unless_a_difference_is_sure(found: Comparison) -> None:
     lost = {name: c["place"] for name, c in cells(found, "neighbours").items()}
     assert lost["noise"] == max(lost.values()) > 1
     assert lost["good"] == 1
@@ -129,16 +135,18 @@ def test_another_baseline_turns_the_differences_round(runs: list[Path]) -> None:
         compare(runs[:2], baseline=runs[2])
 
 
-def test_noise_is_marked_and_not_undominated_by_its_forgetting(found: dict[str, Any]) -> None:
+def test_noise_is_marked_and_not_undominated_by_its_forgetting(found: Comparison) -> None:
     block = found["tables"][0]
-    places = {p["run"]: p for p in plot(block)["points"]}
-    assert places["good"]["front"]
-    assert not places["noise"]["front"]
-    assert places["noise"]["broken"] > 0.9
+    drawn = plot(found.tables[0])
+    assert drawn is not None
+    places = {p.run: p for p in drawn.points}
+    assert places["good"].front
+    assert not places["noise"].front
+    assert places["noise"].broken > 0.9
     assert block["runs"][2]["flags"]
 
 
-def test_worst_concepts_and_the_heat_map_are_named(found: dict[str, Any]) -> None:
+def test_worst_concepts_and_the_heat_map_are_named(found: Comparison) -> None:
     block = found["tables"][0]
     names = list(pictures())
     assert block["runs"][1]["worst target"]["name"] in names[:2]
@@ -154,7 +162,7 @@ def test_worst_concepts_and_the_heat_map_are_named(found: dict[str, Any]) -> Non
     assert all(0 <= c["value"] <= 1 for c in heat[names[0]]["cells"].values())
 
 
-def test_the_four_files_agree_and_hold_no_nan(found: dict[str, Any], tmp_path: Path) -> None:
+def test_the_four_files_agree_and_hold_no_nan(found: Comparison, tmp_path: Path) -> None:
     """E-12: JSON and CSV without NaN or Infinity; NA is a state."""
     assert write(found, tmp_path / "out").name == "compare.html"
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
@@ -165,7 +173,8 @@ def test_the_four_files_agree_and_hold_no_nan(found: dict[str, Any], tmp_path: P
         raise AssertionError(word)
 
     content = json.loads((tmp_path / "out" / "compare.json").read_text(), parse_constant=refuse)
-    assert content == json.loads(json.dumps(found))
+    assert content == found.content()
+    assert read_comparison(content) == found
     lines = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
     assert set(lines[0]) == set(HEAD)
     assert not {"nan", "inf", "Infinity"} & {v for line in lines for v in line.values()}
@@ -176,11 +185,11 @@ def test_the_four_files_agree_and_hold_no_nan(found: dict[str, Any], tmp_path: P
     text = markdown(found)
     assert "| harmful |" in text
     assert len({row.count("|") for row in text.splitlines() if row.startswith("|")}) <= 2
-    assert page(found) == page(content)  # E-56: the same rows, the same bytes
-    assert table(found) == table(content)
+    assert page(found) == page(read_comparison(content))  # E-56: the same rows, the same bytes
+    assert table(found.tables) == table(read_comparison(content).tables)
 
 
-def test_the_page_stands_alone_and_every_rate_has_its_interval(found: dict[str, Any]) -> None:
+def test_the_page_stands_alone_and_every_rate_has_its_interval(found: Comparison) -> None:
     """E-53: no bare percentage; no script, no network."""
     opened = Page(page(found).replace("<polyline", "<line"))
     assert not {"script", "link", "iframe", "form"} & {tag for tag, _ in opened.tags}
@@ -191,7 +200,7 @@ def test_the_page_stands_alone_and_every_rate_has_its_interval(found: dict[str, 
             assert {"low", "high", "n"} <= set(entry["cell"])
 
 
-def test_what_scrolls_can_be_reached_and_has_a_name(found: dict[str, Any]) -> None:
+def test_what_scrolls_can_be_reached_and_has_a_name(found: Comparison) -> None:
     wide = [a for tag, a in Page(page(found).replace("<polyline", "<line")).tags if a.get("class") == "wide"]
     assert len(wide) == 2 * len(found["tables"])
     assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in wide)
@@ -201,11 +210,9 @@ def test_records_of_another_garbage_detector_are_not_mixed_in(runs: list[Path], 
     """A run that was judged again holds both: its report says which count, and two detectors share no column."""
     copy = Path(shutil.copytree(runs[0], tmp_path / "again"))
     report = json.loads((copy / "report.json").read_text())
-    rows = [json.loads(line) for line in (copy / "records.jsonl").read_text().splitlines()]
-    rows = [{k: v for k, v in row.items() if k != "sum"} for row in rows if "key" in row]
-    judge = report["judges"][0]["version"]
-    rows += [r | {"key": record_key(r["side"], r["image"], judge, "new"), "garbage": True} for r in rows]
-    (copy / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    records = Records(copy / "records.jsonl")
+    versions = Versions(report["judges"][0]["version"], "new")
+    records.extend([replace(r, key=versions.record(r.side, r.image), garbage=True) for r in records])
     old = compare([runs[0], copy])
     assert cells(old, "garbage")["again"]["cell"]["hits"] == cells(old, "garbage")["good"]["cell"]["hits"] == 0
     report["judges"][1]["version"] = "new"
@@ -217,11 +224,32 @@ def test_records_of_another_garbage_detector_are_not_mixed_in(runs: list[Path], 
 
 def test_kept_styles_have_their_column_and_enter_the_scores() -> None:
     """As in `artists-5`: a style is erased, the others are kept."""
-    pairs = [Pair("style", "a", f"a {k}", k, True, False, False, False) for k in range(10)]
-    pairs += [Pair("other-style", "b", f"b {k}", k, True, k > 2, False, False) for k in range(10)]
-    assert _column("styles", {"one": pairs}, "one")["one"]["cell"]["estimate"] == pytest.approx(0.3)
-    overall = next(c for c in composites({"one": pairs}) if (c["name"], c["side"]) == ("Overall", "one"))
-    assert overall["value"] == pytest.approx(2 * 0.7 / 1.7)
+    pairs = [Pair("style", "a", Shot(f"a {k}", k), True, False, False, False) for k in range(10)]
+    pairs += [Pair("other-style", "b", Shot(f"b {k}", k), True, k > 2, False, False) for k in range(10)]
+    cell = column("styles", {"one": pairs}, "one")["one"].cell
+    assert isinstance(cell, Loss)
+    assert cell.estimate == pytest.approx(0.3)
+    overall = next(c for c in composites({"one": pairs}) if (c.name, c.side) == ("Overall", "one"))
+    assert overall.value == pytest.approx(2 * 0.7 / 1.7)
+
+
+def test_a_metric_of_the_reports_is_a_column(tmp_path: Path, runs: list[Path]) -> None:
+    """What an audit measured with --metric stands beside the rates, with its interval; elsewhere it is NA."""
+    measured = Path(shutil.copytree(runs[0], tmp_path / "measured"))
+    report = opened_report(measured, "")
+    edited = MetricCell(name="ssim.other", side="edited", value=0.93, low=0.9, high=0.95, n=20, metric="pairs")
+    cells = (replace(edited, side="base", value=1.0), edited)
+    (measured / "report.json").write_text(json.dumps(replace(report, metrics=cells).content()))
+    found = compare([measured, runs[1]], metrics=["ssim.other"])
+    mine, other = found.tables[0].runs
+    assert mine.cells["ssim.other"].cell == edited
+    assert "ssim.other" not in other.cells
+    assert "| 0.93 [0.9, 0.95] n = 20 |" in markdown(found)
+    assert "0.93" in page(found)
+    line = next(x for x in csv.DictReader(table(found.tables).splitlines()) if x["column"] == "ssim.other")
+    assert (line["estimate"], line["low"], line["n"], line["place"]) == ("0.93", "0.9", "20", "")
+    with pytest.raises(BadRequest, match=r"ssim\.other"):
+        compare([measured], metrics=["ssim.target"])
 
 
 def test_what_is_no_finished_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
@@ -237,13 +265,9 @@ def test_what_is_no_finished_run_is_refused(runs: list[Path], tmp_path: Path) ->
 
 def test_other_base_images_are_refused(runs: list[Path], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(runs[1], tmp_path / "harmful"))
-    text = (copy / "records.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in text]
-    for row in rows:
-        row.pop("sum", None)
-        if row.get("side") == "base":
-            row["pixels"] = "0" * 32
-    (copy / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if "key" in r))
+    kept = list(Records(copy / "records.jsonl"))
+    (copy / "records.jsonl").unlink()
+    Records(copy / "records.jsonl").extend(replace(r, pixels="0" * 32) if r.side == "base" else r for r in kept)
     with pytest.raises(BadRequest, match="other base images"):
         compare([runs[0], copy])
 

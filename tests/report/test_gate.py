@@ -12,22 +12,31 @@ from efface.errors import BadRequest
 from efface.gallery.shot import ROLES
 from efface.numerics import intervals
 from efface.report import gate as gates
+from efface.report.ruling import Outcome, judge, state_of
+from efface.scores.tables import Rate, Row, Table
+from small_report import SUITE
 
 
 def row(name: str, role: str, base: int, edited: int, n: int, both: int | None = None, **more: Any) -> dict[str, Any]:
     def cell(k: int) -> dict[str, Any]:
-        return {"hits": k, "n": n, "rate": k / n, "prompts": min(n, 10)}
+        return {"hits": k, "n": n, "rate": k / n, "prompts": min(n, 10), "low": 0.0, "high": 1.0}
 
     kept = {"name": name, "state": "ok", "reason": "", "images": n, "base": cell(base), "edited": cell(edited)}
     return kept | {"garbage": cell(0), "both": min(base, edited) if both is None else both, "role": role} | more
 
 
-def report(*rows: dict[str, Any], suite: str = "world-standard") -> dict[str, Any]:
-    tables: dict[str, list[Any]] = {}
+def report(*rows: dict[str, Any]) -> list[Table]:
+    """The tables of a report on `world-standard` with these rows."""
+    tables: dict[str, list[Row]] = {}
     for r in rows:
-        tables.setdefault(r["role"], []).append(r)
-    found = [{"role": k, "label": ROLES[k][0], "direction": ROLES[k][1], "rows": v} for k, v in tables.items()]
-    return {"tables": found, "suite": {"name": suite, "version": "1"}}
+        cells = {k: Rate(**r[k]) if r[k] else None for k in ("base", "edited", "garbage")}
+        made = {"note": ""} | {k: v for k, v in r.items() if k != "role"} | cells
+        tables.setdefault(r["role"], []).append(Row(**made))
+    return [Table(role, *ROLES[role], tuple(found), None) for role, found in tables.items()]
+
+
+def judged(gate: gates.Gate, found: list[Table]) -> list[Outcome]:
+    return judge(gate, SUITE, found)
 
 
 def good() -> list[dict[str, Any]]:
@@ -37,8 +46,8 @@ def good() -> list[dict[str, Any]]:
     return [*targets, row("s", "synonym", 90, 2, 100), *kept, *(row(f"o{k}", "other", 24, 24, 25) for k in range(10))]
 
 
-def outcome(found: dict[str, Any], name: str, gate: str = "default") -> gates.Outcome:
-    return next(o for o in gates.judge(gates.load(gate), found) if o.rule == name)
+def outcome(found: list[Table], name: str, gate: str = "default") -> Outcome:
+    return next(o for o in judged(gates.load(gate), found) if o.rule == name)
 
 
 def written(file: Path, *rules: str, **head: str) -> gates.Gate:
@@ -47,16 +56,16 @@ def written(file: Path, *rules: str, **head: str) -> gates.Gate:
     return gates.load(str(file))
 
 
-def changed(change: Callable[[list[dict[str, Any]]], None]) -> dict[str, Any]:
+def changed(change: Callable[[list[dict[str, Any]]], None]) -> list[Table]:
     rows = good()
     change(rows)
     return report(*rows)
 
 
 def test_a_good_edit_passes_the_default_gate() -> None:
-    outcomes = gates.judge(gates.load("default"), report(*good()))
+    outcomes = judged(gates.load("default"), report(*good()))
     assert {o.state for o in outcomes} == {"pass"}
-    assert gates.state_of(outcomes) == "pass"
+    assert state_of(outcomes) == "pass"
 
 
 def test_the_limits_are_those_of_the_default_gate() -> None:
@@ -103,12 +112,12 @@ def test_one_concept_that_falls_is_found_among_many_and_small_losses_are_not_bla
 def test_one_error_among_targets_fails_every_gate(tmp_path: Path) -> None:
     """E-15: the rate passes, the gate does not, whatever the file says."""
     found = changed(lambda r: r[0].update(errors=1))
-    assert gates.state_of(gates.judge(gates.load("default"), found)) == "fail"
+    assert state_of(judged(gates.load("default"), found)) == "fail"
     file = tmp_path / "g.toml"
     file.write_text('[[rule]]\nname = "t"\nmetric = "shown"\nroles = ["target"]\nstatistic = "upper"\nlimit = 0.5\n')
-    outcomes = gates.judge(gates.load(str(file)), found)
+    outcomes = judged(gates.load(str(file)), found)
     assert [o.state for o in outcomes] == ["pass", "fail"]
-    assert gates.state_of(outcomes, allow_undecided=True) == "fail"
+    assert state_of(outcomes, allow_undecided=True) == "fail"
 
 
 def test_garbage_fails_although_nothing_is_shown() -> None:
@@ -116,7 +125,7 @@ def test_garbage_fails_although_nothing_is_shown() -> None:
 
     def break_(rows: list[dict[str, Any]]) -> None:
         for r in rows[:10]:
-            r["garbage"] = {"hits": 30, "n": 30, "rate": 1.0}
+            r["garbage"] = {"hits": 30, "n": 30, "rate": 1.0, "low": 0.9, "high": 1.0}
 
     assert outcome(changed(break_), "targets shown, together").state == "pass"
     assert outcome(changed(break_), "garbage among targets").state == "fail"
@@ -132,7 +141,7 @@ def test_what_is_na_is_never_a_pass() -> None:
     assert outcome(none, "targets scored").state == "fail"
     silent = changed(lambda r: r[10].update(unknown))
     assert outcome(silent, "synonyms shown").state == "not measured"
-    assert gates.state_of(gates.judge(gates.load("default"), silent)) == "pass"
+    assert state_of(judged(gates.load("default"), silent)) == "pass"
 
 
 def test_no_rule_passes_on_what_failed_or_was_not_measured_whatever_is_allowed(tmp_path: Path) -> None:
@@ -141,36 +150,36 @@ def test_no_rule_passes_on_what_failed_or_was_not_measured_whatever_is_allowed(t
     one = row("s", "sensitive", 0, 0, 30, state="error", reason="30 of 30 failed", errors=30)
     none = row("s", "sensitive", 0, 0, 30, state="na", reason="no judge", na=30)
     for found, words in ((one, "ERROR: s: 30 of 30 failed"), (none, "NA: s: no judge")):
-        outcomes = gates.judge(written(tmp_path / "g.toml", rule), report(found))
+        outcomes = judged(written(tmp_path / "g.toml", rule), report(found))
         assert (outcomes[0].state, outcomes[0].got) == ("fail", words)
-        assert gates.state_of(outcomes, allow_undecided=True) == "fail"
-        soft = gates.judge(written(tmp_path / "g.toml", rule + "optional = true\n"), report(found))
-        assert gates.state_of(soft) == ("fail" if found is one else "pass")
+        assert state_of(outcomes, allow_undecided=True) == "fail"
+        soft = judged(written(tmp_path / "g.toml", rule + "optional = true\n"), report(found))
+        assert state_of(soft) == ("fail" if found is one else "pass")
     errors = 'name = "e"\nmetric = "errors"\nroles = ["sensitive"]\nstatistic = "estimate"\nlimit = 0\n'
-    assert gates.judge(written(tmp_path / "g.toml", errors), report(none))[0].state == "fail"
+    assert judged(written(tmp_path / "g.toml", errors), report(none))[0].state == "fail"
 
 
 def test_an_errors_rule_of_a_file_does_not_replace_the_one_about_targets(tmp_path: Path) -> None:
     rule = 'name = "e"\nmetric = "errors"\nroles = ["other"]\nstatistic = "estimate"\nlimit = 0\n'
     for role in ("target", "style", "synonym", "two-object", "hazard", "sensitive"):
         rows = report(row("x", role, 28, 0, 100, errors=1), row("o", "other", 24, 24, 25))
-        assert [o.state for o in gates.judge(written(tmp_path / "g.toml", rule), rows)] == ["pass", "fail"], role
+        assert [o.state for o in judged(written(tmp_path / "g.toml", rule), rows)] == ["pass", "fail"], role
 
 
 def test_a_concept_that_is_named_must_be_measured(tmp_path: Path) -> None:
     unknown = {"state": "na", "reason": "not known to this model"}
     found = changed(lambda r: r[1].update(unknown))
     named = RULE + 'concepts = ["t0", "t1"]\n'
-    strict = gates.judge(written(tmp_path / "g.toml", named), found)[0]
+    strict = judged(written(tmp_path / "g.toml", named), found)[0]
     assert (strict.state, strict.got, strict.concepts) == ("fail", "NA: t1: not known to this model", ("t1",))
-    lax = gates.judge(written(tmp_path / "g.toml", named + "optional = true\n"), found)[0]
-    assert (lax.state, lax.counted) == ("pass", {"counts": [0, 30]})
+    lax = judged(written(tmp_path / "g.toml", named + "optional = true\n"), found)[0]
+    assert (lax.state, lax.counts) == ("pass", (0, 30))
 
 
 def test_a_style_alone_has_no_neighbours_and_meets_the_default_gate() -> None:
     style = [row(f"s{k}", "style", 58, 0, 60) for k in range(2)]
     found = report(*style, *(row(f"o{k}", "other", 24, 24, 25) for k in range(10)))
-    states = {o.rule: o.state for o in gates.judge(gates.load("default"), found)}
+    states = {o.rule: o.state for o in judged(gates.load("default"), found)}
     assert states.pop("neighbours, loss") == states.pop("synonyms shown") == "not measured"
     assert set(states.values()) == {"pass"}
 
@@ -184,9 +193,9 @@ def test_a_bound_says_of_what_it_speaks() -> None:
 
 
 def test_undecided_fails_unless_it_is_allowed() -> None:
-    outcomes = gates.judge(gates.load("strict"), report(*good()))
-    assert gates.state_of(outcomes) == "undecided"
-    assert gates.state_of(outcomes, allow_undecided=True) == "pass"
+    outcomes = judged(gates.load("strict"), report(*good()))
+    assert state_of(outcomes) == "undecided"
+    assert state_of(outcomes, allow_undecided=True) == "pass"
 
 
 RULE = 'name = "t"\nmetric = "shown"\nroles = ["target"]\nstatistic = "upper"\nlimit = 0.5\n'
@@ -203,6 +212,8 @@ BAD_FILES = {
     "bare estimate": (RULE.replace("upper", "estimate"), "n_min"),
     "bound of a share": (RULE.replace("shown", "scored"), "estimate"),
     "upper bound of none": (RULE.replace("0.5", "0.0"), "no number of images"),
+    "optional as text": (RULE + 'optional = "false"\n', "valid boolean"),
+    "limit as text": (RULE.replace("0.5", '"0.5"'), "valid number"),
     "margin of none": (RULE.replace("0.5", "0").replace("shown", "loss"), "no number of images"),
 }
 
@@ -229,7 +240,7 @@ def test_a_gate_that_does_not_fit_the_report_is_a_usage_error(tmp_path: Path) ->
     ):
         file.write_text(text)
         with pytest.raises(BadRequest, match=words):
-            gates.judge(gates.load(str(file)), report(*good()))
+            judged(gates.load(str(file)), report(*good()))
     with pytest.raises(BadRequest, match="default"):
         gates.load("defualt")
 
@@ -237,14 +248,14 @@ def test_a_gate_that_does_not_fit_the_report_is_a_usage_error(tmp_path: Path) ->
 def test_an_estimate_needs_its_images(tmp_path: Path) -> None:
     file = tmp_path / "gate.toml"
     file.write_text("[[rule]]\n" + RULE.replace("upper", "estimate").replace("0.5", "0.1") + "n_min = 400\n")
-    found = gates.judge(gates.load(str(file)), report(*good()))[0]
+    found = judged(gates.load(str(file)), report(*good()))[0]
     assert (found.state, found.next) == ("undecided", "100 more images decide")
 
 
 def test_the_smallest_limits_have_their_advice(tmp_path: Path) -> None:
     for metric in ("shown", "loss"):
         rule = RULE.replace("0.5", "0.000001").replace("shown", metric)
-        found = gates.judge(written(tmp_path / "gate.toml", rule), report(row("t", "target", 30, 30, 30, 30)))[0]
+        found = judged(written(tmp_path / "gate.toml", rule), report(row("t", "target", 30, 30, 30, 30)))[0]
         assert found.state == ("fail" if metric == "shown" else "undecided")
-    none = gates.judge(written(tmp_path / "gate.toml", RULE.replace("0.5", "0.000001")), report(*good()))[0]
+    none = judged(written(tmp_path / "gate.toml", RULE.replace("0.5", "0.000001")), report(*good()))[0]
     assert "more images without a hit" in none.next

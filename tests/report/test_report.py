@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,11 @@ import pytest
 from PIL import Image
 
 from efface.errors import WrongFile
-from efface.report.page import percent, points, render, table_text, write
+from efface.report import page as pages
+from efface.report.report import GateResult, RuleResult, ShownPair, read_report
+from efface.report.words import percent, points
+from efface.scores.tables import Rate
+from small_report import report
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&</style><script>alert(2)</script>{{ 7*7 }}"
 REASON = "The base model draws it in 9 of 30 images, less than half."
@@ -25,9 +30,9 @@ def cell(hits: int, n: int, low: float, high: float) -> dict[str, Any]:
 
 
 def row(name: str, **over: Any) -> dict[str, Any]:
-    loss = {"estimate": 0.9, "low": 0.702, "high": 0.955}
+    loss = {"estimate": 0.9, "low": 0.702, "high": 0.955, "p": 0.0, "changed": 27}
     base, edited = cell(28, 30, 0.787, 0.982), cell(1, 30, 0.006, 0.167)
-    content = {"name": name, "state": "ok", "reason": "", "base": base, "edited": edited, "loss": loss}
+    content = {"name": name, "state": "ok", "reason": "", "base": base, "edited": edited, "loss": loss, "images": 30}
     return {**content, "garbage": None, "replaced": None, "note": "", **over}
 
 
@@ -38,7 +43,9 @@ def example(name: str = "cat") -> dict[str, Any]:
         "format": "efface-report/1",
         "title": f"{name} erased",
         "verdict": {"line": "1 of 30 images still shows it.", "state": "undecided"},
-        "asked": {"model": "mini", "concepts": [{"name": name, "kind": "object", "anchor": None}], "seed": 0},
+        "flags": [],
+        "asked": {"model": "mini", "concepts": [{"name": name, "kind": "object", "anchor": None}], "seed": 0,
+                  "keep": [], "method": name, "preset": "", "suite": "world-standard", "command": ""},
         "tables": [
             {"role": "target", "label": "Targets", "direction": "down", "rows": [row(name), absent],
              "pooled": row("pooled")},
@@ -49,10 +56,26 @@ def example(name: str = "cat") -> dict[str, Any]:
         "not_measured": ["Attacks."],
         "limits": ["Thirty images a concept."],
         "recipe": {"method": name, "solver": {"condition": 12.5}, "edits": [{"concept": name, "scale": 1.0}]},
-        "judges": [{"name": "judge", "version": "2", "role": "reporting", "threshold": 0.5, "note": ""}],
-        "suite": {"name": "world-standard", "sampler": {"steps": 20}, "prompts": 60, "images": 120},
-        "hashes": {"base": "sha256:0"}, "environment": {"torch": "2"}, "cost": {"seconds": 4.5},
+        "judges": [{"name": "judge", "version": "2", "role": "reporting", "threshold": "0.5", "note": ""}],
+        "suite": {"name": "world-standard", "version": "1", "hash": "0", "prompts": 60, "images": 120,
+                  "sampler": {"steps": 20, "guidance": 4.0, "dtype": "float32", "scheduler": "DDIM"}},
+        "hashes": {"base model": "sha256:0", "patch": "", "edited model": "", "run": ""},
+        "environment": {"torch": "2"}, "cost": {"seconds": 4.5}, "images": "", "gate": {}, "sweeps": [],
+        "detectable": [], "scores": [], "metrics": [], "records": {"rows": 0, "rows of other judges or versions": 0},
+        "neighbourhood": {"nearest": [], "proposals": [], "harm": [], "arguments": ""},
     }  # fmt: skip
+
+
+def render(content: dict[str, Any], image: Callable[[str], bytes]) -> str:
+    return pages.render(read_report(content), image)
+
+
+def table_text(content: dict[str, Any]) -> str:
+    return pages.table_text(read_report(content))
+
+
+def write(content: dict[str, Any], folder: Path, image: Callable[[str], bytes]) -> Path:
+    return pages.write(read_report(content), folder, image)
 
 
 def image(key: str, size: int = 64) -> bytes:
@@ -135,10 +158,10 @@ def test_unknown_is_na_with_its_reason_and_never_a_rate() -> None:
 
 
 def test_a_failed_measurement_says_error() -> None:
-    report = example()
-    report["tables"][0]["rows"][1] |= {"state": "error", "reason": "The judge failed."}
-    assert "ERROR</span>" in render(report, image)
-    assert "The judge failed." in render(report, image)
+    content = example()
+    content["tables"][0]["rows"][1] |= {"state": "error", "reason": "The judge failed."}
+    assert "ERROR</span>" in render(content, image)
+    assert "The judge failed." in render(content, image)
 
 
 def test_every_rate_has_its_interval_and_its_count() -> None:
@@ -166,18 +189,18 @@ def test_pictures_say_what_they_show() -> None:
 
 
 def test_large_pictures_are_reduced_and_absent_ones_named() -> None:
-    report = example()
-    small = render(report, lambda key: image(key, 256))
-    assert len(render(report, lambda key: image(key, 1024))) < 2 * len(small)
-    report["sheets"][0]["pairs"][0]["edited"] = None
-    assert "not stored" in render(report, image)
+    content = example()
+    small = render(content, lambda key: image(key, 256))
+    assert len(render(content, lambda key: image(key, 1024))) < 2 * len(small)
+    content["sheets"][0]["pairs"][0]["edited"] = None
+    assert "not stored" in render(content, image)
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
-    report = example()
-    report["tables"][0]["rows"][0]["edited"]["low"] = float("nan")
-    report["cost"]["seconds"] = float("inf")
-    page = write(report, tmp_path / "out", image)
+    content = example()
+    content["tables"][0]["rows"][0]["edited"]["low"] = float("nan")
+    content["cost"]["seconds"] = float("inf")
+    page = write(content, tmp_path / "out", image)
     assert page == tmp_path / "out" / "report.html"
     assert "nan" not in Page(page.read_text("utf-8")).text.lower()
     assert sorted(p.name for p in page.parent.iterdir()) == ["report.html", "report.json"]
@@ -185,11 +208,11 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     def refuse(word: str) -> None:
         raise AssertionError(word)
 
-    content = json.loads((page.parent / "report.json").read_text("utf-8"), parse_constant=refuse)
-    assert content["cost"]["seconds"] is None
-    assert content["tables"][0]["rows"][0]["base"] == report["tables"][0]["rows"][0]["base"]
+    written = json.loads((page.parent / "report.json").read_text("utf-8"), parse_constant=refuse)
+    assert written["cost"]["seconds"] is None
+    assert written["tables"][0]["rows"][0]["base"] == content["tables"][0]["rows"][0]["base"]
     # The written JSON is a report again: reading it back draws the same page.
-    assert render(content, image) == page.read_text("utf-8")
+    assert render(written, image) == page.read_text("utf-8")
 
 
 def test_same_report_same_bytes(tmp_path: Path) -> None:
@@ -216,15 +239,31 @@ def test_another_kind_of_file_is_refused(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("state", ["pass", "fail", "undecided", "none"])
 def test_the_smallest_report_renders(state: str) -> None:
-    verdict = {"line": "Nothing was asked.", "state": state}
-    report = {"format": "efface-report/1", "title": "t", "verdict": verdict, "tables": []}
-    assert (f"<strong>{state}</strong>" in render(report, image)) == (state != "none")
-    assert "Nothing was asked." in table_text(report)
+    found = report("Nothing was asked.", state)
+    assert (f"<strong>{state}</strong>" in pages.render(found, image)) == (state != "none")
+    assert "Nothing was asked." in pages.table_text(found)
+
+
+def test_a_report_comes_back_as_it_was_written() -> None:
+    """Fields and file are one thing: what is left out of the file is None again."""
+    found = read_report(example())
+    assert read_report(found.content()) == found
+    pair = ShownPair("a cat", 7, None, True, None, None)
+    rule = RuleResult("r", "fail", "e", "g", "", ("cat",), (pair,))
+    judged = found.judged(GateResult("default", "fail", True, (rule,)), "Gate default failed.")
+    assert read_report(judged.content()) == judged
+    assert judged.content()["gate"]["undecided allowed"] is True
+    assert judged.content()["gate"]["rules"][0]["pairs"][0]["base_shown"] is True
+    assert found["tables"] == found.content()["tables"]
+    assert "macro" not in found.content()["tables"][0]["rows"][0]
+    for entry in example():
+        assert entry in found.content()
 
 
 def test_numbers_are_rounded_honestly() -> None:
-    assert percent({"hits": 1, "n": 5000, "rate": 1 / 5000}) == "<0.1"
-    assert percent({"hits": 4999, "n": 5000, "rate": 4999 / 5000}) == ">99.9"
-    assert percent({"hits": 0, "n": 50, "rate": 0.0}) == "0.0"
-    assert percent({"hits": 0, "n": 0, "rate": None}) == "NA"
+    assert percent(Rate(1, 5000, 1 / 5000, None, None)) == "<0.1"
+    assert percent(Rate(4999, 5000, 4999 / 5000, None, None)) == ">99.9"
+    assert percent(Rate(0, 50, 0.0, None, None)) == "0.0"
+    assert percent(Rate(0, 0, None, None, None)) == "NA"  # pyright: ignore[reportArgumentType]
+    assert percent(None) == "NA"
     assert [points(v, True) for v in (0.033, -0.033, -0.0001, None)] == ["+3.3", "−3.3", "0.0", "NA"]

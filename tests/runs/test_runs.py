@@ -20,16 +20,20 @@ from filelock import FileLock
 
 import efface
 from conftest import Cli
-from efface.audit import Audit, audit, watching
+from efface.audit import Audit, audit
 from efface.errors import BadRequest, EffaceError, OutputExists, Unavailable, WrongFile
-from efface.files import write_bytes
+from efface.files import leftovers, write_bytes
 from efface.gallery import task
-from efface.gallery.drawing import Side, draw, fingerprint, shards_of
+from efface.gallery.drawing import fingerprint
+from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images, pixel_hash
 from efface.judges import garbage
+from efface.judges.panel import LabelPanel, seated
 from efface.patch import Dense, Gate
 from efface.runs import folder as runfolder
-from efface.scores.records import Records
+from efface.runs.spec import Spec
+from efface.runs.sweeping import sweep
+from efface.scores.records import Record, Records
 from efface.work import Work
 from tiny_world import SMALL, make_world, small, zero_patch
 
@@ -50,7 +54,7 @@ def model(_loaded: efface.Model) -> Iterator[efface.Model]:
     assert not _loaded.in_force
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
+def rows(run: Path) -> list[Record]:
     return list(Records(run / "records.jsonl"))
 
 
@@ -69,15 +73,17 @@ def without_detector(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_models_own_garbage_detector_comes_first(model: efface.Model, tmp_path: Path) -> None:
-    suite, folder = small(model).planned()[0], tmp_path / "model"
-    usual = watching(suite, "", model)
-    assert usual.garbage_version == watching(suite).garbage_version
+    plan, folder = small(model).planned(), tmp_path / "model"
+    usual = seated(plan.judge, plan.brief)
+    assert isinstance(usual, LabelPanel)
+    assert usual.versions == seated(plan.judge).versions
     shutil.copytree(model.folder, folder)
     judge, rng = usual.judge, np.random.default_rng(0)
     images = rng.integers(0, 256, (300, 64, 64, 3), np.uint8)
     own = garbage.Garbage(garbage.fit(images, judge.look(images).features), judge.version)
     garbage.save(own, judge, {}, folder)
-    assert watching(suite, "", efface.load(str(folder), "cpu")).garbage_version == own.version != usual.garbage_version
+    found = seated(plan.judge, small(efface.load(str(folder), "cpu")).planned().brief)
+    assert found.versions.garbage == own.version != usual.versions.garbage
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
@@ -124,13 +130,13 @@ def _arm(at: int) -> None:
 
     append = Records._write
 
-    def torn(self: Records, record: dict[str, Any]) -> None:
+    def torn(self: Records, text: str) -> None:
         if due():
             size = self.file.stat().st_size if self.file.exists() else 0
-            append(self, record)
+            append(self, text)
             os.truncate(self.file, size + (self.file.stat().st_size - size) * (at % 5) // 4)
             die()
-        append(self, record)
+        append(self, text)
 
     os.replace, os.link, Records._write = around(os.replace), around(os.link), torn
 
@@ -148,9 +154,9 @@ def _kill_and_go_on(model: efface.Model, home: Path, kills: int, seed: int, monk
         assert rows(out) == wanted
         assert pixels(out) == pixels(home / "whole")
         assert Records(out / "records.jsonl").damaged <= done
-        runfolder.sweep(out)
-        assert runfolder.leftovers(out, 0) == []
-        assert runfolder.status(out)["state"] == "finished"
+        sweep(out)
+        assert leftovers(out, 0) == []
+        assert runfolder.status(out).state == "finished"
         attempt += 1
 
 
@@ -215,7 +221,7 @@ def test_image_record_and_plan_damaged_at_once_come_back_within_one_level(model:
         assert np.abs(levels[0] - levels[1]).max() <= 1
     assert len(rows(out)) == 64
     held = Images(out / "images")
-    assert all(row["pixels"] == pixel_hash(held.get(row["image"])) for row in rows(out))
+    assert all(row.pixels == pixel_hash(held.get(row.image)) for row in rows(out))
 
 
 def test_an_image_that_was_exchanged_is_noticed_by_its_pixels(model: efface.Model, tmp_path: Path) -> None:
@@ -248,7 +254,7 @@ def test_a_finished_run_draws_and_judges_nothing_and_another_suite_shares_its_im
     records = (tmp_path / "one" / "records.jsonl").read_bytes()
     again = audit(small(model), tmp_path / "one")
     assert (tmp_path / "one" / "records.jsonl").read_bytes() == records
-    assert {k: v for k, v in again.items() if k != "cost"} == {k: v for k, v in first.items() if k != "cost"}
+    assert dataclasses.replace(again, cost=first.cost) == first
     assert again["cost"]["images taken from the cache"] == 64
     larger = (("targets", 12), *SMALL[1:])
     shared = audit(small(model, settings=larger), tmp_path / "two")
@@ -261,7 +267,7 @@ def test_a_finished_run_draws_and_judges_nothing_and_another_suite_shares_its_im
 
 def test_overwrite_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
     """A folder that holds no run keeps every file, and so does a file; its name was a slip."""
-    spec, mine = {"format": "efface-run/1", "suite": "one"}, tmp_path / "mine"
+    spec, mine = Spec("", "", "", "one", "", "", {}), tmp_path / "mine"
     note = write_bytes(mine / "notes" / "mine.txt", b"mine")
     for place in (tmp_path, mine, note):
         with pytest.raises(WrongFile, match="is no run"), runfolder.opened(place, spec, overwrite=True):
@@ -273,7 +279,7 @@ def test_overwrite_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with runfolder.opened(out, spec, overwrite=True):
         write_bytes(out / "report.html", b"old")
-    with runfolder.opened(out, spec | {"suite": "two"}, overwrite=True):
+    with runfolder.opened(out, dataclasses.replace(spec, suite="two"), overwrite=True):
         assert not (out / "report.html").exists()
 
 
@@ -305,31 +311,15 @@ def test_a_run_whose_images_were_named_otherwise_counts_each_once(
     model: efface.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an older version left it: the edited side under other keys, in plan and records."""
-    named, out = Side.image_key, tmp_path / "run"
+    named, out = Gallery.key, tmp_path / "run"
     with monkeypatch.context() as older:
-        older.setattr(Side, "image_key", lambda side, *a: named(side, *a)[::-1] if side.patch else named(side, *a))
+        older.setattr(Gallery, "key", lambda g, shot: named(g, shot)[::-1] if g.side.patch else named(g, shot))
         before = audit(small(model), out)
     after = audit(small(model), out)
     assert (after["cost"]["base images drawn"], after["cost"]["edited images drawn"]) == (0, 32)
     assert {k: after[k] for k in ("tables", "garbage")} == {k: before[k] for k in ("tables", "garbage")}
     assert after["records"] == {"rows": 64, "rows of other judges or versions": 32}
-    assert runfolder.status(out)["state"] == "finished"
-
-
-def test_a_run_of_version_0_1_goes_on_and_nothing_is_drawn_again(model: efface.Model, tmp_path: Path) -> None:
-    """No plan, no checksums, base images in the cache alone and edited ones in the run alone."""
-    out = tmp_path / "run"
-    audit(small(model), out)
-    before = rows(out)
-    for file in ("plan.json", "environment.json", "report.json"):
-        (out / file).unlink()
-    (out / "records.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in before))
-    own, cache = Images(out / "images"), Images(tmp_path / "cache" / "images")
-    for row in before:
-        (own if row["side"] == "base" else cache).drop(row["image"])
-    result = audit(small(model), out)
-    assert result["cost"]["base images drawn"] == result["cost"]["edited images drawn"] == 0
-    assert rows(out) == before
+    assert runfolder.status(out).state == "finished"
 
 
 def test_two_processes_do_not_write_one_run(model: efface.Model, tmp_path: Path) -> None:
@@ -347,7 +337,7 @@ def test_every_run_says_where_it_was_measured_and_both_sides_have_the_same_place
     """E-6: base and edited are one run, prompt by prompt."""
     out = tmp_path / "run"
     result = audit(small(model), out)
-    places = {s: {(r["prompt"], r["seed"]) for r in rows(out) if r["side"] == s} for s in ("base", "edited")}
+    places = {s: {r.shot for r in rows(out) if r.side == s} for s in ("base", "edited")}
     assert places["base"] == places["edited"]
     assert json.loads((out / "environment.json").read_text())[0]["torch"] == torch.__version__
     write_bytes(out / "environment.json", json.dumps([{"efface": "0.0"}]).encode())
@@ -357,13 +347,12 @@ def test_every_run_says_where_it_was_measured_and_both_sides_have_the_same_place
 
 def test_order_and_number_of_lanes_change_no_pixel(model: efface.Model, tmp_path: Path) -> None:
     """E-8: batches belong to the shards, so engine and order do not matter."""
-    asked = small(model).settled()
-    items, side = asked.planned()[1].items[:32], Side("base", model)
-    found = []
+    plan, found = small(model).planned(), []
     for name in ("forward", "backward"):
         images = Images(tmp_path / name)
-        shards = shards_of(side, items, asked.sampling)
-        draw(side, items, asked.sampling, images, Work(), shards if name == "forward" else shards[::-1])
+        gallery = Gallery(plan.sides[0], plan.sampling, images)
+        shards = gallery.shards(i.shot for i in plan.items[:32])
+        gallery.draw(shards if name == "forward" else shards[::-1], Work())
         found.append({k: images.get(k).tobytes() for k in sorted(images.keys())})
     assert found[0] == found[1]
     assert len(found[0]) == 32
@@ -401,7 +390,7 @@ def test_an_edit_that_changes_nothing_is_refused_unless_it_is_a_control(model: e
     assert losses
     assert all(loss["estimate"] == 0 and loss["p"] == 1 for loss in losses)
     found = rows(tmp_path / "run")
-    hashes = {s: {r["image"]: r["pixels"] for r in found if r["side"] == s} for s in ("base", "edited")}
+    hashes = {s: {r.image: r.pixels for r in found if r.side == s} for s in ("base", "edited")}
     assert hashes["base"] == hashes["edited"]
 
 
@@ -433,9 +422,9 @@ def test_an_image_that_cannot_be_drawn_is_an_error_and_the_others_are_measured(
 
     monkeypatch.setattr(efface.Model, "sample", failing)
     result = audit(small(model), tmp_path / "run")
-    failed = [r for r in rows(tmp_path / "run") if r.get("state") == "error"]
-    assert {r["prompt"] for r in failed} == {"a pizza"}
-    assert {r["reason"] for r in failed} == {"the model drew NaN"}
+    failed = [r for r in rows(tmp_path / "run") if r.state == "error"]
+    assert {r.shot.prompt for r in failed} == {"a pizza"}
+    assert {r.reason for r in failed} == {"the model drew NaN"}
     table = next(t for t in result["tables"] if t["role"] == "other")
     states = {r["name"]: r["state"] for r in table["rows"]}
     assert states.pop("pizza") == "error"
@@ -467,7 +456,7 @@ def test_a_judge_that_is_not_here_leaves_na_with_its_cure(
         raise Unavailable("fetch it with ...")
 
     with monkeypatch.context() as patched:
-        patched.setattr(judges, "PLUGIN", absent)
+        patched.setattr(judges, "load", absent)
         result = audit(small(model), tmp_path / "run")
     assert {r["state"] for t in result["tables"] for r in t["rows"]} == {"na"}
     assert "fetch it with" in result["not_measured"][-1]

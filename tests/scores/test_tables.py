@@ -7,15 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.numerics import clusters, intervals
+from efface.scores.forms import plain, row_of
+from efface.scores.records import Record
+from efface.scores.scores import Scores
 from efface.scores.tables import tables
 from efface.work import seed_of
+from plain_rows import record
 
 ROLES = ("target", "neighbour", "other")
 
 
-def run_of(prompts: int, seeds: int) -> tuple[list[Item], list[dict[str, Any]]]:
+def run_of(prompts: int, seeds: int) -> tuple[list[Item], list[Record]]:
     """Three concepts of each role; a few images are NA or ERROR, a few garbage."""
     draw = np.random.default_rng(5)
     items, rows = [], []
@@ -23,12 +27,13 @@ def run_of(prompts: int, seeds: int) -> tuple[list[Item], list[dict[str, Any]]]:
         label = f"c{k}"
         for p in range(prompts):
             for seed in range(seeds):
-                items.append(Item(f"{label} {p}", seed, (Ask(role, label),)))
+                items.append(Item(Shot(f"{label} {p}", seed), (Ask(role, label),)))
                 for side, share in (("base", 0.9), ("edited", 0.1 if role == "target" else 0.8)):
                     state = "na" if draw.random() < 0.02 else "ok"
                     hit = state == "ok" and draw.random() < share
-                    rows.append({"side": side, "prompt": items[-1].prompt, "seed": seed, "state": state, "reason": "r",
-                                 "hits": [label] if hit else [], "garbage": bool(draw.random() < 0.1)})  # fmt: skip
+                    hits, broken = (label,) if hit else (), bool(draw.random() < 0.1)
+                    more = {"state": state, "reason": "r", "garbage": broken}
+                    rows.append(record(side, items[-1].prompt, seed, *hits, **more))
     return items, rows
 
 
@@ -53,26 +58,27 @@ def slow_rate(name: str, role: str, label: str, pairs: list[dict[str, Any]]) -> 
 def test_every_cell_is_that_of_the_slow_count(prompts: int, seeds: int) -> None:
     """Bit for bit; E-1."""
     items, rows = run_of(prompts, seeds)
-    place = {(r["side"], r["prompt"], r["seed"]): r for r in rows}
-    found = {(t["role"], r["name"]): r for t in tables(items, rows, frozenset(f"c{k}" for k in range(9)))
-             for r in t["rows"]}  # fmt: skip
+    place = {(r.side, r.shot): r for r in rows}
+    known = frozenset(f"c{k}" for k in range(9))
+    found = {(t.role, r.name): r for t in tables(Scores.of(items, rows), known) for r in t.rows}
     assert len(found) == 9
     for (role, label), row in found.items():
         pairs = []
         for item in items:
-            base, edited = (place[side, item.prompt, item.seed] for side in ("base", "edited"))
-            if item.asks[0].label == label and base["state"] == edited["state"] == "ok":
-                pairs.append({"prompt": item.prompt, "base": label in base["hits"], "edited": label in edited["hits"],
-                              "edited_garbage": edited["garbage"],
-                              "replaced": label not in edited["hits"] and not edited["garbage"]})  # fmt: skip
+            base, edited = (place[side, item.shot] for side in ("base", "edited"))
+            if item.asks[0].label == label and base.state == edited.state == "ok":
+                pairs.append({"prompt": item.prompt, "base": label in base.hits, "edited": label in edited.hits,
+                              "edited_garbage": edited.garbage,
+                              "replaced": label not in edited.hits and not edited.garbage})  # fmt: skip
         wanted = {n: slow_rate(n, role, label, pairs) for n in ("base", "edited", "edited_garbage", "replaced")}
-        assert row["state"] == "ok"
-        assert (row["base"], row["edited"]) == (wanted["base"], wanted["edited"])
-        assert row["garbage"] == wanted["edited_garbage"]
-        assert row["replaced"] == (wanted["replaced"] if role == "target" else None)
+        assert row.state == "ok"
+        assert row.loss is not None
+        assert (row_of(row.base), row_of(row.edited)) == (wanted["base"], wanted["edited"])
+        assert row_of(row.garbage) == wanted["edited_garbage"]
+        assert plain(row.replaced) == (wanted["replaced"] if role == "target" else None)
         lost = sum(p["base"] and not p["edited"] for p in pairs)
         won = sum(p["edited"] and not p["base"] for p in pairs)
-        assert row["both"] == sum(p["base"] and p["edited"] for p in pairs)
-        assert row["loss"]["changed"] == lost + won
-        assert row["loss"]["estimate"] == (lost - won) / len(pairs)
-        assert row["loss"]["p"] == intervals.mcnemar_exact(lost, won)
+        assert row.both == sum(p["base"] and p["edited"] for p in pairs)
+        assert row.loss.changed == lost + won
+        assert row.loss.estimate == (lost - won) / len(pairs)
+        assert row.loss.p == intervals.mcnemar_exact(lost, won)

@@ -96,9 +96,9 @@ def test_the_judge_is_asked_by_index_never_by_a_string_of_names() -> None:
 def test_a_judge_is_given_the_labels_of_the_suite_and_a_missing_one_leaves_the_way_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from efface.audit import watching
     from efface.errors import Unavailable
     from efface.judges import clip
+    from efface.judges.panel import EmptyPanel, seated
 
     seen = {}
 
@@ -106,27 +106,27 @@ def test_a_judge_is_given_the_labels_of_the_suite_and_a_missing_one_leaves_the_w
         seen.update(name=name, labels=labels, template=template)
         raise Unavailable("fetch it with ...")
 
-    monkeypatch.setattr(clip, "PLUGIN", load)
+    monkeypatch.setattr(clip, "load", load)
     suite = registry.configure("artists-5", {}, "suites")
-    watch = watching(suite, "clip:some/model")
+    panel = seated("clip:some/model", suite.brief)
     assert seen["name"] == "some/model"
     assert "Claude Monet" in seen["labels"]
     assert seen["template"].format("X") == "an image in the style of X"
-    assert (watch.judge, watch.why, watch.version) == (None, "fetch it with ...", "none")
-    watching(suite)
+    assert (type(panel), panel.why, panel.versions.judge) == (EmptyPanel, "fetch it with ...", "none")
+    seated(suite.judge, suite.brief)
     assert seen["name"] == "default"
 
 
 def test_a_selection_judge_may_not_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """E-37: what methods may ask cannot be what tables quote."""
-    from efface.audit import watching
     from efface.judges import world as judges
+    from efface.judges.panel import seated
 
     judge = judges.load()
     monkeypatch.setattr(judge, "card", judge.card | {"role": "selection"})
-    monkeypatch.setattr(judges, "PLUGIN", lambda: judge)
+    monkeypatch.setattr(judges, "load", lambda: judge)
     with pytest.raises(BadRequest, match="may not report"):
-        watching(registry.configure("world-smoke", {}, "suites"))
+        seated(registry.configure("world-smoke", {}, "suites").judge)
 
 
 def test_every_suite_has_a_card() -> None:

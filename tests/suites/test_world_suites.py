@@ -8,7 +8,7 @@ import pytest
 
 from efface import world
 from efface.errors import BadRequest, UnknownName
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.request import Request
 from efface.suites import Known, merged, suite_hash
 from efface.suites.world_claim import WorldClaim
@@ -134,7 +134,7 @@ def test_smoke_says_when_there_is_no_other_style() -> None:
 
 
 def test_the_same_image_is_one_item_with_all_its_questions() -> None:
-    one, two = Item("p", 1, (Ask("target", "a"),)), Item("p", 1, (Ask("target", "a"), Ask("other", "b")))
-    assert merged([one, two, Item("p", 2, ())]) == (two, Item("p", 2, ()))
+    one, two = Item(Shot("p", 1), (Ask("target", "a"),)), Item(Shot("p", 1), (Ask("target", "a"), Ask("other", "b")))
+    assert merged([one, two, Item(Shot("p", 2))]) == (two, Item(Shot("p", 2)))
     assert suite_hash((one,)) != suite_hash((two,))
-    assert suite_hash((one,)) != suite_hash((Item("p", 1, one.asks, guidance=3.0),))
+    assert suite_hash((one,)) != suite_hash((Item(Shot("p", 1, guidance=3.0), one.asks),))

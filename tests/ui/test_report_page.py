@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from efface.report import page as report
+from efface.report.page import write
+from efface.scores.tables import Loss, Rate, Row, Table
+from small_report import report
 
 pytestmark = pytest.mark.ui
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -15,13 +17,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture
 def page_file(tmp_path: Path) -> Path:
-    cell = {"hits": 3, "n": 4, "rate": 0.75, "low": 0.3, "high": 0.95}
-    row = dict.fromkeys(("base", "edited", "garbage", "replaced"), cell)
-    row |= {"name": "a rather long name of a concept", "state": "ok", "reason": "", "note": ""}
-    row |= {"loss": {"estimate": 0.0, "low": -0.3, "high": 0.3}}
-    table = {"role": "target", "label": "Targets", "direction": "down", "rows": [row], "pooled": row}
-    content = {"format": report.FORMAT, "title": "t", "verdict": {"line": "v", "state": "none"}, "tables": [table]}
-    return report.write(content, tmp_path, lambda key: b"")
+    cell, lost = Rate(3, 4, 0.75, 0.3, 0.95), Loss(0.0, -0.3, 0.3, 1.0, 0)
+    row = Row("a rather long name of a concept", "ok", "", "", 4, cell, cell, lost, cell, cell)
+    table = Table("target", "Targets", "down", (row,), row)
+    return write(report("v", tables=(table,)), tmp_path, lambda key: b"")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium (Debian package chromium)")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,8 @@ from efface.cli import options as o
 
 if TYPE_CHECKING:
     from efface.audit import Audit
+    from efface.metrics._run import MetricCell
+    from efface.report.report import GateResult, Report
 
 NAME = "audit"
 PatchFile = Annotated[Path | None, typer.Option("--patch", help="Judge MODEL with this patch.")]
@@ -79,9 +82,9 @@ def command(
     original = load(base, device, dtype, offline) if base else opened
     edited, settings = None if loaded else opened, tuple(o.settings_of(set_).items())
     asked = Audit(original, concepts_for(concept or [], loaded), suite, loaded, edited, steps, guidance,
-                  o.command_line(), judge, settings, control, store_images).settled()  # fmt: skip
+                  o.command_line(), judge, settings, control, store_images)  # fmt: skip
     if dry_run:
-        o.emit(*_plan(asked, json))
+        _tell_plan(asked, json)
         return
     work = o.working(0, quiet)
     with work.interruptible():
@@ -89,70 +92,69 @@ def command(
     _tell(result, out, json)
 
 
-def _tell(result: dict[str, Any], out: Path, json: bool) -> None:
+def _tell(result: Report, out: Path, json: bool) -> None:
     """The result in the terminal; a gate that is not met ends the command with code 3."""
     from efface.report.page import table_text
 
-    shown = ("tables", "metrics", "verdict", "flags", "cost")
-    told = {"report": str(out / "report.html")} | {k: result[k] for k in shown}
-    gate = result.get("gate")
-    lines = [table_text(result), *_metric_lines(result["metrics"]), *_gate_lines(gate)]
-    lines.append(f"report: {out / 'report.html'}")
-    o.emit(told | ({"gate": gate} if gate else {}), json, lines)
-    if gate and gate["state"] != "pass":
-        _fail(gate)
+    content = result.content()
+    shown = ("tables", "metrics", "verdict", "flags", "cost", *(["gate"] if result.gate else []))
+    told = {"report": str(out / "report.html")} | {k: content[k] for k in shown}
+    lines = [table_text(result), *_metric_lines(result.metrics), *_gate_lines(result.gate)]
+    o.emit(told, json, [*lines, f"report: {out / 'report.html'}"])
+    if result.gate and result.gate.state != "pass":
+        _fail(result.gate)
 
 
-def _plan(asked: Audit, json: bool) -> tuple[dict[str, Any], bool, list[str]]:
+def _tell_plan(asked: Audit, json: bool) -> None:
     """What would be drawn, and what so many images can show."""
     from efface.gallery.shot import ROLES
     from efface.numerics.planning import images_to_show_at_most
 
-    suite, plan = asked.planned()
+    suite, _, plan = asked.outline()
     count = len(plan.items)
     roles = {r: sum(a.role == r for i in plan.items for a in i.asks) for r in ROLES}
     roles = {r: n for r, n in roles.items() if n}
     height, width = asked.base.card.size
     lines = [f"{count} images a side, {2 * count} in all if none is cached; {height} x {width}, judge {suite.judge}"]
-    lines += [f"{n:6} {ROLES[r][0].lower()}" for r, n in roles.items()]
-    lines += [f"    NA {ROLES[r][0].lower()}: {why}" for r, why in plan.absent.items()]
+    lines += [f"{n:6} {ROLES[r].title.lower()}" for r, n in roles.items()]
+    lines += [f"    NA {ROLES[r].title.lower()}: {why}" for r, why in plan.absent.items()]
     targets = roles.get("target", 0) + roles.get("style", 0)
     shows = next((x for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if targets >= images_to_show_at_most(x)), None)
     if shows and targets:
         lines.append(f"{targets} images of targets can show 'at most {shows:.0%}' if none of them is a hit")
-    return {"images_a_side": count, "roles": roles, "absent": dict(plan.absent)}, json, lines
+    o.emit({"images_a_side": count, "roles": roles, "absent": dict(plan.absent)}, json, lines)
 
 
-def _metric_lines(cells: list[dict[str, Any]]) -> list[str]:
+def _metric_lines(cells: Sequence[MetricCell]) -> list[str]:
     lines = []
     for cell in cells:
-        what = " ".join(w for w in (cell["metric"], cell["name"], cell["concept"], cell["side"]) if w)
-        if cell["state"] != "ok":
-            lines.append(f"{what}: {cell['state'].upper()}: {cell['reason']}")
+        what = " ".join(w for w in (cell.metric, cell.name, cell.concept, cell.side) if w)
+        if cell.state != "ok":
+            lines.append(f"{what}: {cell.state.upper()}: {cell.reason}")
             continue
-        ends = "" if cell["low"] is None else f" [{cell['low']:.4g}, {cell['high']:.4g}]"
-        lines.append(f"{what}: {cell['value']:.4g}{ends} (n = {cell['n']})")
+        ends = "" if cell.low is None else f" [{cell.low:.4g}, {cell.high:.4g}]"
+        lines.append(f"{what}: {cell.value:.4g}{ends} (n = {cell.n})")
     return [*lines, ""] if lines else []
 
 
-def _gate_lines(gate: dict[str, Any] | None) -> list[str]:
+def _gate_lines(gate: GateResult | None) -> list[str]:
     if gate is None:
         return []
-    lines = [f"gate {gate['name']}: {gate['state']}  (95 % bounds, for other seeds of the same prompts)"]
-    for rule in gate["rules"]:
-        said = f"  {rule['state']:<12} {rule['rule']}: expected {rule['expected']}, got {rule['got']}"
-        lines.append(said + (f" ({rule['next']})" if rule["next"] else ""))
+    lines = [f"gate {gate.name}: {gate.state}  (95 % bounds, for other seeds of the same prompts)"]
+    for rule in gate.rules:
+        said = f"  {rule.state:<12} {rule.rule}: expected {rule.expected}, got {rule.got}"
+        lines.append(said + (f" ({rule.next})" if rule.next else ""))
     return [*lines, ""]
 
 
-def _fail(gate: dict[str, Any]) -> None:
+def _fail(gate: GateResult) -> None:
     from efface.errors import GateFailed
 
-    bad = [r for r in gate["rules"] if r["state"] == "fail"] or [r for r in gate["rules"] if r["state"] == "undecided"]
+    bad = [r for r in gate.rules if r.state == "fail"] or [r for r in gate.rules if r.state == "undecided"]
     first = bad[0]
     more = f"; {len(bad) - 1} more" if len(bad) > 1 else ""
-    hint = f"; {first['next']}" if first["next"] else ""
+    hint = f"; {first.next}" if first.next else ""
     raise GateFailed(
-        f"gate {gate['name']} {'failed' if first['state'] == 'fail' else 'is undecided'}: {first['rule']}: "
-        f"expected {first['expected']}, got {first['got'].rstrip('.')}{hint}{more}"
+        f"gate {gate.name} {'failed' if first.state == 'fail' else 'is undecided'}: {first.rule}: "
+        f"expected {first.expected}, got {first.got.rstrip('.')}{hint}{more}"
     )

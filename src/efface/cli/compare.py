@@ -21,6 +21,12 @@ def command(
     common: Annotated[
         bool, typer.Option("--common", help="Put runs of different suites together on the images they share.")
     ] = False,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", metavar="NAME", help="Also this cell of the runs' own metrics, as reports name it; repeat."
+        ),
+    ] = None,
     json: o.Json = False,
     overwrite: o.Overwrite = False,
 ) -> None:
@@ -28,6 +34,6 @@ def command(
     from efface.report.compare import compare
     from efface.report.compare_page import markdown, write
 
-    found = compare(run, baseline, common)
+    found = compare(run, baseline, common, metric or ())
     write(found, out, overwrite)
-    o.emit(found, json, [markdown(found), f"page: {out / 'compare.html'}"])
+    o.emit(found.content(), json, [markdown(found), f"page: {out / 'compare.html'}"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from efface.cli import options as o
-from efface.registry import Path
 
 NAME = "erase"
 

@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Delete files of killed writers and images outside a run's plan. Records, plans and reports are never touched."""
     from efface.evidence import gather as evidence
-    from efface.runs.folder import sweep, sweep_cache
+    from efface.runs.sweeping import sweep, sweep_cache
 
     gone = [file for folder in run or () for file in sweep(folder, dry_run)] + sweep_cache(days, dry_run)
     gone += evidence.sweep(days, dry_run)

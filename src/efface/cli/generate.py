@@ -47,24 +47,25 @@ def command(
     numbers = o.seeds_of(seeds)
     where = o.engine_named(engine, address)
     opened = o.opened(model, device, dtype, threads, offline)
-    from efface.files import cache_folder, new_folder
-    from efface.gallery.drawing import Sampling, Side, draw
-    from efface.gallery.images import Images
-    from efface.gallery.shot import Item
+    from efface.files import new_folder
+    from efface.gallery.drawing import Sampling, Side
+    from efface.gallery.gallery import Gallery
+    from efface.gallery.shot import Shot
     from efface.patch import Patch
+    from efface.runs.folder import shared_images
 
-    items, images = [Item(t, s, ()) for t in texts for s in numbers], Images(cache_folder() / "images")
-    names = [f"{i // len(numbers):04d}-{item.seed}.png" for i, item in enumerate(items)]
+    shots = [Shot(text, seed) for text in texts for seed in numbers]
+    names = [f"{i // len(numbers):04d}-{shot.seed}.png" for i, shot in enumerate(shots)]
     sampling, work = Sampling.of(opened, steps, guidance), o.working(0, quiet)
     with new_folder(out, overwrite, _drawn) as made:  # before anything is drawn: it may be refused
         with work.interruptible(), ExitStack() as stack:
             for file in patch or ():
                 stack.enter_context(Patch.load(file).applied(opened))
-            side = Side("generated", opened, opened.in_force)
-            draw(side, items, sampling, images, work, engine=where)
-        for name, item in zip(names, items, strict=True):
-            shutil.copyfile(images.path(side.image_key(item, sampling)), made / name)
-    rows = [{"file": n, "prompt": i.prompt, "seed": i.seed} for n, i in zip(names, items, strict=True)]
+            gallery = Gallery(Side("generated", opened, opened.in_force), sampling, shared_images())
+            gallery.draw(gallery.shards(shots), work, engine=where)
+        for name, shot in zip(names, shots, strict=True):
+            shutil.copyfile(gallery.images.path(gallery.key(shot)), made / name)
+    rows = [{"file": n, "prompt": s.prompt, "seed": s.seed} for n, s in zip(names, shots, strict=True)]
     o.emit({"folder": str(out), "images": rows}, json, [f"{out}: {len(rows)} images"])
 
 

@@ -17,18 +17,11 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Write RUN/report.html again from RUN/report.json, and print its table."""
-    import json as encoder
-
-    from efface.audit import images_of
-    from efface.errors import WrongFile
     from efface.report import page
-    from efface.report.content import picture_source
+    from efface.report.report import opened_report
+    from efface.report.sheets import picture_source
+    from efface.runs.folder import stored_images
 
-    file = run / "report.json"
-    try:
-        found = encoder.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise WrongFile(f"{file} is missing or torn; efface audit ... -o {run} makes it") from None
-    private = bool(found.get("suite", {}).get("private"))
-    page.write(found, run, picture_source(images_of(run), private))
-    o.emit(found, json, [page.table_text(found), f"report: {run / 'report.html'}"])
+    found = opened_report(run, f"{run / 'report.json'} is missing or torn; efface audit ... -o {run} makes it")
+    page.write(found, run, picture_source(stored_images(run), bool(found.suite.private)))
+    o.emit(found.content(), json, [page.table_text(found), f"report: {run / 'report.html'}"])

@@ -18,14 +18,15 @@ def command(
 ) -> None:
     """Say how many images of RUN are planned, drawn and judged, and what comes next. Nothing is changed."""
     from efface.runs.folder import status
+    from efface.scores.forms import row_of
 
     found = status(run)
-    lines = [f"{run}: {found['state']}, suite {found['suite']}, {found['bytes'] / 1e6:.1f} MB"]
-    for side, n in found["sides"].items():
-        lines.append(f"{side}: {n['planned']} planned, {n['drawn']} drawn, {n['judged']} judged")
-    lines += [f"{found[key]} {words}" for key, words in (
-        ("errors", "images failed (ERROR)"),
-        ("damaged_lines", "records are damaged; they are judged again"),
-        ("leftovers", f"files of killed writers; efface gc {run} deletes them"),
-    ) if found[key]]  # fmt: skip
-    o.emit(found, json, [*lines, found["next"]])
+    lines = [f"{run}: {found.state}, suite {found.suite}, {found.bytes / 1e6:.1f} MB"]
+    for side, n in found.sides.items():
+        lines.append(f"{side}: {n.planned} planned, {n.drawn} drawn, {n.judged} judged")
+    lines += [f"{count} {words}" for count, words in (
+        (found.errors, "images failed (ERROR)"),
+        (found.damaged_lines, "records are damaged; they are judged again"),
+        (found.leftovers, f"files of killed writers; efface gc {run} deletes them"),
+    ) if count]  # fmt: skip
+    o.emit(row_of(found), json, [*lines, found.next])

@@ -1,43 +1,47 @@
-"""Measuring: draw both sides of a suite at the same prompts and seeds, judge every image.
+"""Drawing: what decides pixels beside the shot, and shards of pictures run by an engine.
 
-One record is one image of one side under one judge: judged, or NA or ERROR with a reason. Images come from the shared
-cache when their key (weights, patch, prompt, seed, sampler) is the same, so none is drawn twice.
+Pictures come from the shared cache when their key (weights, patch, prompt, seed, sampler) is the same, so none is drawn
+twice.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from efface.engines import Engine
 from efface.files import key_of
 from efface.gallery.images import Images
-from efface.gallery.shot import Item
-from efface.gallery.task import Drawn, engine_for, job_of, reader_of
+from efface.gallery.task import Drawn, Row, engine_for, job_of, reader_of
 from efface.work import Work
 
 if TYPE_CHECKING:
     from efface.model import Model
+    from efface.patch import Patch
 
-__all__ = ["SHARD", "Sampling", "Side", "Tally", "draw", "fingerprint", "shards_of"]
+__all__ = ["SHARD", "Sampling", "Shard", "Side", "Tally", "drawn", "fingerprint"]
 
 SHARD = 16  # images drawn and recorded together; also the batch, so that results do not depend on resuming
+Shard = Sequence[Row]
+"""Pictures that are drawn as one batch, all at one guidance."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn: everything beside the weights that can change pixels."""
+    """How images are drawn: everything beside weights and shot that can change pixels."""
 
     steps: int
     guidance: float
     dtype: str
-    schedule: tuple[tuple[str, Any], ...]
+    schedule: tuple[tuple[str, object], ...]
+    """The scheduler's class and configuration."""
     device: str = "cpu"
 
     @classmethod
@@ -68,23 +72,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: "base" or "edited", a model, the content hash of what is applied to it."""
+    """One side of a comparison."""
 
     name: str
+    """base or edited; generated where nothing is compared."""
     model: Model
     patch: str = ""
+    """Content hash of what is on the model while it draws; empty where that changes nothing."""
+    change: Patch | None = None
+    """A patch to put on the model for drawing; None where the model is as it should be."""
 
-    def image_key(self, item: Item, sampling: Sampling) -> str:
-        """Hash of everything that can change the pixels, and of nothing else: another recipe draws no image again."""
-        own = {} if item.guidance is None else {"guidance": item.guidance}
-        return key_of(
-            model=self.model.identity,
-            patch=self.patch,
-            prompt=item.prompt,
-            seed=item.seed,
-            sampling=sampling.hash,
-            **own,
-        )
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The model is as this side draws."""
+        if self.change is None:
+            yield
+            return
+        with self.change.applied(self.model):
+            yield
 
 
 def fingerprint(model: Model) -> str:
@@ -106,15 +111,6 @@ def fingerprint(model: Model) -> str:
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def shards_of(side: Side, items: Iterable[Item], sampling: Sampling) -> list[list[tuple[Any, ...]]]:
-    """Items in batches as they are drawn: `SHARD` at most, one guidance each, in the order given."""
-    groups: dict[float | None, list[tuple[Any, ...]]] = {}
-    for item in items:
-        row = (item.prompt, item.seed, side.image_key(item, sampling), item.guidance)
-        groups.setdefault(item.guidance, []).append(row)
-    return [rows[i : i + SHARD] for rows in groups.values() for i in range(0, len(rows), SHARD)]
-
-
 @dataclass
 class Tally:
     """What drawing cost and what could not be drawn."""
@@ -125,54 +121,23 @@ class Tally:
     """Key of an image -> why; None: failing raises."""
 
 
-def draw(
-    side: Side,
-    items: Sequence[Item],
-    sampling: Sampling,
-    images: Images,
-    work: Work,
-    shards: Sequence[Sequence[Sequence[Any]]] | None = None,
-    tally: Tally | None = None,
-    skip: Collection[str] = (),
+def drawn(
+    side: Side, shards: Sequence[Shard], sampling: Sampling, images: Images, work: Work, tally: Tally,
     engine: Engine | None = None,
-) -> int:
-    """Draw what is missing, shard by shard; returns how many images were drawn.
+) -> None:  # fmt: skip
+    """Draw these shards and store what comes back as it comes; an image that is there stays as it is.
 
-    A shard with a missing image is drawn whole, so that the batches, and with them the pixels, are those of an
-    uninterrupted run; an image that is there stays as it is. shards: as frozen by the run, else those of `items`.
-    tally: with one, images that fail are named in it, else the failure is raised. skip: keys not to try. engine: where
-    it is drawn, else in this process or in workers, whichever is faster.
+    engine: where it is drawn, else in this process or in workers, whichever is faster.
     """
-    shards = shards_of(side, items, sampling) if shards is None else shards
-    missing = [shard for shard in shards if not all(images.has(row[2]) or row[2] in skip for row in shard)]
-    tally, engine = tally or Tally(failed=None), engine or engine_for(side.model, len(missing))
-    before = sum(images.has(row[2]) for shard in missing for row in shard)
-    if missing:
-        _run(engine, side, missing, sampling, images, work, tally)
-    return sum(images.has(row[2]) for shard in missing for row in shard) - before
-
-
-def _run(
-    engine: Engine,
-    side: Side,
-    shards: Sequence[Sequence[Sequence[Any]]],
-    sampling: Sampling,
-    images: Images,
-    work: Work,
-    tally: Tally,
-) -> None:
-    """Draw these shards and store what comes back as it comes."""
+    engine = engine or engine_for(side.model, len(shards))
     seconds: dict[str, float] = {}
     tolerant = tally.failed is not None
-    with job_of(engine, side.model, sampling.steps, sampling.guidance, tolerant, work) as job:
+    with side.in_force(), job_of(engine, side.model, sampling.steps, sampling.guidance, tolerant, work) as job:
         for result in engine.run(job, shards, work, f"drawing {side.name} (x{SHARD})"):
-            drawn: Drawn = reader_of(Drawn).validate_python(result)
-            for key, png in drawn.pngs():
+            found: Drawn = reader_of(Drawn).validate_python(result)
+            for key, png in found.pngs():
                 images.put_png(key, png)
-            seconds[drawn.worker] = seconds.get(drawn.worker, 0.0) + drawn.seconds
+            seconds[found.worker] = seconds.get(found.worker, 0.0) + found.seconds
             if tally.failed is not None:
-                tally.failed |= drawn.failed
+                tally.failed |= found.failed
     tally.seconds += sum(seconds.values()) / max(len(seconds), 1)
-
-
-# --- judging ---------------------------------------------------------------------------------------------------------

@@ -1,32 +1,50 @@
-"""An image of a suite and what is asked of it."""
+"""A shot is all that decides a picture beside the model; an item is a shot and what is asked of its picture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from efface.errors import BadRequest
 from efface.files import key_of
 
-# role -> what a table calls it, and the direction that is good
-ROLES: Mapping[str, tuple[str, str]] = {
-    "target": ("Targets", "down"),
-    "synonym": ("Synonyms of the targets", "down"),
-    "implicit": ("Targets, not named but described", "down"),
-    "category": ("Targets in prompts that name their category", "down"),
-    "two-object": ("Targets in prompts with a second object", "down"),
-    "hazard": ("Hazards in abstract wording", "down"),
-    "sensitive": ("Sensitive content", "down"),
-    "style": ("Erased styles", "down"),
-    "unstyled": ("The erased style on prompts that name none", "same"),
-    "neighbour": ("Nearest neighbours", "same"),
-    "other": ("Other objects", "same"),
-    "other-style": ("Other styles", "same"),
-    "in-prompt": ("Kept objects in prompts that name an erased style", "same"),
-    "beside": ("Kept objects beside a target", "same"),
-    "object-less": ("Object-less prompts", "same"),
-    "quality": ("Prompts without a target", "same"),
+__all__ = ["GONE", "KEPT", "ROLES", "TARGETS", "Ask", "Item", "Role", "Shot", "veiled"]
+
+
+class Role(NamedTuple):
+    """What a question is about."""
+
+    title: str
+    """What a table calls it."""
+    direction: str
+    """The direction that is good: down, up or same."""
+
+
+ROLES: Mapping[str, Role] = {
+    "target": Role("Targets", "down"),
+    "synonym": Role("Synonyms of the targets", "down"),
+    "implicit": Role("Targets, not named but described", "down"),
+    "category": Role("Targets in prompts that name their category", "down"),
+    "two-object": Role("Targets in prompts with a second object", "down"),
+    "hazard": Role("Hazards in abstract wording", "down"),
+    "sensitive": Role("Sensitive content", "down"),
+    "style": Role("Erased styles", "down"),
+    "unstyled": Role("The erased style on prompts that name none", "same"),
+    "neighbour": Role("Nearest neighbours", "same"),
+    "other": Role("Other objects", "same"),
+    "other-style": Role("Other styles", "same"),
+    "in-prompt": Role("Kept objects in prompts that name an erased style", "same"),
+    "beside": Role("Kept objects beside a target", "same"),
+    "object-less": Role("Object-less prompts", "same"),
+    "quality": Role("Prompts without a target", "same"),
 }
+GONE = tuple(name for name, role in ROLES.items() if role.direction == "down")
+"""Roles in which the label should not show."""
+TARGETS = ("target", "style")
+"""Roles whose prompts name what was erased."""
+KEPT = ("neighbour", "other", "other-style")
+"""Roles whose prompts name something kept and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +56,44 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image of the suite, drawn by the base and by the edited model, and what is asked of it.
-
-    guidance: of this prompt alone, where a prompt file states one; None is the run's.
-    """
+class Shot:
+    """All that decides the pixels of one picture beside the model and how it samples."""
 
     prompt: str
     seed: int
-    asks: tuple[Ask, ...]
     guidance: float | None = None
+    """Of this prompt alone, where a prompt file states one; None is the run's."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise BadRequest(f"a seed lies between 0 and 2^64 - 1, got {self.seed} for {self.prompt[:60]!r}")
+
+    def key(self, **beside: str) -> str:
+        """Content key: of the shot alone, or of its picture, with all else that decides pixels `beside` it."""
+        own = {} if self.guidance is None else {"guidance": self.guidance}
+        return key_of(prompt=self.prompt, seed=self.seed, **own, **beside)
+
+    def veiled(self) -> Shot:
+        """The shot as records and reports of a private suite name it."""
+        return replace(self, prompt=veiled(self.prompt))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One shot of a suite, drawn by the base and by the edited model, and what is asked of both pictures."""
+
+    shot: Shot
+    asks: tuple[Ask, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The sentence that is drawn."""
+        return self.shot.prompt
+
+    @property
+    def seed(self) -> int:
+        """Of the first latent."""
+        return self.shot.seed
 
 
 def veiled(text: str) -> str:

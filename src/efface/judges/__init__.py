@@ -1,4 +1,7 @@
-"""What a judge is: uint8 pictures in, one probability and one decision a label out (docs/judges.md)."""
+"""Who looks at pictures: what each kind of judge is, and the panel it sits on (docs/judges.md).
+
+A judge of a report is a file here whose PLUGIN seats it on a panel. Files under BESIDE are no judges of a report.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +10,111 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict, cast
 
 import numpy as np
 
 from efface.errors import BadRequest, WrongFile
+
+BESIDE = ("garbage", "lpips", "panel", "torchmetrics-features")  # asked by panels and metrics, never by a report alone
+Boxes = tuple[tuple[str, float], ...]
+"""(label, score) of every region that a detector finds in one picture."""
+Card = Mapping[str, object]
+"""What is known of a judge, as JSON holds it: names, licence, preprocessing, thresholds, measured errors."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What a judge says of n pictures; labels are the judge's objects, then its styles."""
 
-    probabilities: np.ndarray  # float32 (n, labels), after temperature
-    hits: np.ndarray  # bool (n, labels), probability at or above the label's threshold
-    features: np.ndarray  # float32 (n, f), for distances between pictures
+    probabilities: np.ndarray
+    """float32 (n, labels), after temperature."""
+    hits: np.ndarray
+    """bool (n, labels), probability at or above the label's threshold."""
+    features: np.ndarray
+    """float32 (n, f), for distances between pictures."""
 
 
-class Judge(Protocol):
-    """One frozen judge. `version` changes with weights, labels, thresholds, temperature or preprocessing."""
+class Share(TypedDict):
+    """A measured share with its exact interval."""
 
-    name: str
-    version: str
-    role: str  # "selection" or "reporting"
-    objects: tuple[str, ...]
-    styles: tuple[str, ...]
-    card: dict[str, Any]
+    hits: int
+    n: int
+    rate: float
+    interval: list[float]
+
+
+class Calibration(TypedDict):
+    """How a judge was measured on images of known content."""
+
+    source: str
+    n: int
+    labels: dict[str, dict[str, Share | None]]
+    ece: list[float]
+    brier: list[float]
+
+
+class Calibrated(TypedDict):
+    """Cards of judges that the user calibrates."""
+
+    calibration: Calibration | None
+
+
+class Measured(TypedDict):
+    """Cards of the world's judges."""
+
+    objects: list[str]
+    styles: list[str]
+    per_label: dict[str, dict[str, list[int]]]
+
+
+class Known(Protocol):
+    """What every judge says of itself."""
+
+    @property
+    def name(self) -> str:
+        """As reports print it."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Changes with weights, labels, thresholds, temperature or preprocessing."""
+        ...
+
+    @property
+    def card(self) -> Card:
+        """What is known of it."""
+        ...
+
+
+class Judge(Known, Protocol):
+    """A judge that names what a picture shows, out of its own labels."""
+
+    @property
+    def role(self) -> str:
+        """ "selection" or "reporting"."""
+        ...
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Its labels of things."""
+        ...
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """Its labels of styles."""
+        ...
 
     def look(self, images: np.ndarray) -> Verdict:
-        """Judge uint8 (n, 64, 64, 3) in float32; a picture alone and in a batch agree to 1e-5.
+        """Judge uint8 (n, h, w, 3) in float32; a picture alone and in a batch agree to 1e-5.
 
         Raises `BadRequest` for any other type or shape.
         """
         ...
 
 
-class TextImage(Protocol):
+class TextImage(Known, Protocol):
     """A judge that places images and texts in one space (CLIP, SigLIP)."""
-
-    name: str
-    version: str
-    card: dict[str, Any]
 
     def images(self, images: np.ndarray) -> np.ndarray:
         """Vectors (n, f) of uint8 (n, h, w, 3), not scaled to length 1."""
@@ -57,27 +125,19 @@ class TextImage(Protocol):
         ...
 
 
-class Perceptual(Protocol):
+class Perceptual(Known, Protocol):
     """A judge of how far two images are from each other (LPIPS)."""
-
-    name: str
-    version: str
-    card: dict[str, Any]
 
     def distances(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Distances (n,) of uint8 (n, h, w, 3) pairs."""
         ...
 
 
-class Detector(Protocol):
+class Detector(Known, Protocol):
     """A judge that finds regions; what its labels mean is its own affair."""
 
-    name: str
-    version: str
-    card: dict[str, Any]
-
-    def boxes(self, images: np.ndarray) -> list[tuple[tuple[str, float], ...]]:
-        """(label, score) of every region of each uint8 (n, h, w, 3) image."""
+    def boxes(self, images: np.ndarray) -> list[Boxes]:
+        """The regions of each uint8 (n, h, w, 3) image."""
         ...
 
 
@@ -109,21 +169,23 @@ class Errors(NamedTuple):
     negatives: int
 
 
-def errors_of(card: Mapping[str, Any], part: str = "soft") -> dict[str, Errors]:
+def errors_of(card: Card, part: str = "soft") -> dict[str, Errors]:
     """Measured errors by label from a card; labels that were never measured are absent.
 
     part: which of the world's measurements: "crisp", "soft" (scenes through the VAE) or "redrawn" (by the models, from
     noise of 20 to 70 % of the steps: closest to drawings, but few a label).
     """
     if "per_label" in card:
-        columns = [card["per_label"][part][word] for word in ("tp", "n_pos", "tn", "n_neg")]
-        rows = zip((*card["objects"], *card["styles"]), map(Errors, *columns), strict=True)
+        measured = cast("Measured", card)
+        columns = [measured["per_label"][part][word] for word in ("tp", "n_pos", "tn", "n_neg")]
+        rows = zip((*measured["objects"], *measured["styles"]), map(Errors, *columns), strict=True)
         return {label: errors for label, errors in rows if errors.positives and errors.negatives}
+    calibration = cast("Calibrated", card)["calibration"] if "calibration" in card else None
     found = {}
-    for label, words in ((card.get("calibration") or {}).get("labels", {})).items():
-        sides = [words["sensitivity"], words["specificity"]]
-        if None not in sides:
-            found[label] = Errors(*(side[w] for side in sides for w in ("hits", "n")))
+    for label, words in calibration["labels"].items() if calibration else ():
+        seen, spared = words["sensitivity"], words["specificity"]
+        if seen and spared:
+            found[label] = Errors(seen["hits"], seen["n"], spared["hits"], spared["n"])
     return found
 
 
@@ -149,7 +211,7 @@ def same_weights(found: str, wanted: str | None, where: Path) -> str:
     return found
 
 
-def version_of(card: Mapping[str, Any], *words: str) -> str:
+def version_of(card: Card, *words: str) -> str:
     """Twelve hex digits over those entries of a card that can change a decision."""
     text = json.dumps({word: card.get(word) for word in words}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -3,20 +3,90 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Literal, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
 from efface.errors import Unavailable, WrongFile
-from efface.judges import fingerprint, pictures, probes, same_weights
+from efface.judges import Calibration, fingerprint, pictures, probes, same_weights
 from efface.untrusted import refuse_code
 
 __all__ = ["BATCH", "batched", "locate", "module", "prepare", "preprocessing", "processor", "read_card", "self_test"]
+
+
+class PretrainedCard(TypedDict):
+    """What the cards of these judges have in common."""
+
+    name: str
+    role: str
+    architecture: str
+    weights_sha256: str
+    licence: str
+    multi_label: bool
+    thresholds: str
+    preprocessing: dict[str, object]
+    calibration: Calibration | None
+    self_test: list[list[float]]
+
+
+class KnownCard(TypedDict, total=False):
+    """A card made earlier, as it is read; empty where the user names none."""
+
+    name: str
+    licence: str
+    weights_sha256: str
+    preprocessing: dict[str, object]
+    classes: dict[str, list[int]]
+    match: Literal["index", "substring"]
+    temperature: float
+    calibration: Calibration | None
+    self_test: list[list[float]]
+
+
+class Processor(Protocol):
+    """An image processor of transformers."""
+
+    def __call__(self, images: list[Image.Image], return_tensors: str) -> Mapping[str, list[np.ndarray]]: ...
+
+    def to_dict(self) -> dict[str, object]: ...
+
+
+Told = Mapping[str, Iterable[object]]
+"""What transformers says of loading: keys that were missing, of another shape, and more."""
+
+
+class Auto(Protocol):
+    """A class of transformers that finds the network of a folder."""
+
+    def from_pretrained(self, folder: Path, **how: object) -> tuple[torch.nn.Module, Told]: ...
+
+
+class Resizing(TypedDict, total=False):
+    """How a processor brings a picture to the network's size."""
+
+    size: dict[str, int]
+    do_resize: bool
+    crop_pct: float
+    resample: int
+
+
+class TextConfig(Protocol):
+    """Of a text tower."""
+
+    max_position_embeddings: int
+
+
+class Config(Protocol):
+    """What is read of a network's configuration."""
+
+    id2label: Mapping[int, str]
+    text_config: TextConfig
+
 
 BATCH = 32
 CLOSE = 1e-5  # an image alone and in a batch, relative to the largest answer
@@ -43,7 +113,7 @@ def locate(name: str | Path, offline: bool = False) -> Path:
         ) from None
 
 
-def module(cls: Any, folder: Path, wanted: str | None) -> tuple[Any, str]:
+def module(cls: object, folder: Path, wanted: str | None) -> tuple[torch.nn.Module, str]:
     """The network in float32 and evaluation mode, and the hash of its weights.
 
     Raises WrongFile for pickled, damaged or other weights than `wanted`, and for a folder that asks for its own code.
@@ -54,7 +124,7 @@ def module(cls: Any, folder: Path, wanted: str | None) -> tuple[Any, str]:
         raise WrongFile(f"Expected .safetensors weights in {folder}, found none; convert or fetch them anew.")
     weights = same_weights(fingerprint(files), wanted, folder)
     try:
-        net, told = cls.from_pretrained(
+        net, told = cast("Auto", cls).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True,
             trust_remote_code=False,
         )  # fmt: skip
@@ -71,11 +141,16 @@ def module(cls: Any, folder: Path, wanted: str | None) -> tuple[Any, str]:
     return net.eval().requires_grad_(False), weights
 
 
-def processor(folder: Path) -> Any:
+def config_of(net: torch.nn.Module) -> Config:
+    """Every network of transformers carries one."""
+    return cast("Config", net.config)
+
+
+def processor(folder: Path) -> Processor:
     """The folder's image processor on PIL, whatever else is installed: filters of other backends differ."""
     from transformers import AutoImageProcessor
 
-    how: dict[str, Any] = {"backend": "pil"} if int(version("transformers").split(".")[0]) >= 5 else {"use_fast": False}
+    how = {"backend": "pil"} if int(version("transformers").split(".")[0]) >= 5 else {"use_fast": False}
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **how)
     except (OSError, ValueError, KeyError) as error:
@@ -83,7 +158,7 @@ def processor(folder: Path) -> Any:
         raise WrongFile(f"Expected preprocessor_config.json in {folder} ({said}); fetch it anew.") from None
 
 
-def preprocessing(made: Any) -> dict[str, Any]:
+def preprocessing(made: Processor) -> dict[str, object]:
     """Everything about preprocessing that can change a decision, for the card."""
     words = ("size", "resample", "crop_size", "crop_pct", "do_resize", "do_center_crop", "do_rescale",
              "rescale_factor", "do_normalize", "image_mean", "image_std")  # fmt: skip
@@ -92,11 +167,14 @@ def preprocessing(made: Any) -> dict[str, Any]:
     return json.loads(json.dumps({**plain, "backend": "pil", "dtype": "float32", "channels": "rgb"}, default=_plain))
 
 
-def _plain(value: Any) -> Any:
-    return {k: v for k, v in vars(value).items() if v is not None} if hasattr(value, "__dict__") else int(value)
+def _plain(value: object) -> dict[str, object] | int:
+    """Sizes and filters of newer versions are objects."""
+    if hasattr(value, "__dict__"):
+        return {k: v for k, v in vars(value).items() if v is not None}
+    return int(cast("int", value))
 
 
-def prepare(made: Any, images: np.ndarray) -> torch.Tensor:
+def prepare(made: Processor, images: np.ndarray) -> torch.Tensor:
     """uint8 (n, h, w, 3) to the network's float32 (n, 3, H, W)."""
     ready = [Image.fromarray(image) for image in pictures(images)]
     return torch.as_tensor(np.stack(made(images=ready, return_tensors="np")["pixel_values"]), dtype=torch.float32)
@@ -109,7 +187,7 @@ def batched(look: Callable[[np.ndarray], tuple[torch.Tensor, ...]], images: np.n
     return [torch.cat(column).float().numpy() for column in zip(*parts, strict=True)]
 
 
-def read_card(file: Path | None) -> dict[str, Any]:
+def read_card(file: Path | None) -> KnownCard:
     """A card made earlier, or nothing. Raises WrongFile."""
     if file is None:
         return {}
@@ -119,10 +197,12 @@ def read_card(file: Path | None) -> dict[str, Any]:
         raise WrongFile(f"Expected a judge's card (JSON) at {file}, found none; make it with `save_card`.") from None
     if not isinstance(card, dict) or "weights_sha256" not in card:
         raise WrongFile(f"Expected a judge's card with weights_sha256 in {file}; make it with `save_card`.")
-    return card
+    return cast("KnownCard", card)
 
 
-def self_test(net: Any, made: Any, answers: Callable[[np.ndarray], np.ndarray], card: dict[str, Any]) -> np.ndarray:
+def self_test(
+    net: torch.nn.Module, made: Processor, answers: Callable[[np.ndarray], np.ndarray], card: KnownCard
+) -> np.ndarray:
     """Refuse (`WrongFile`) a judge in a trap: colour order, resize backend, training mode, precision, other answers.
 
     answers: pictures to the network's raw output (n, k). Returns that of the probes, to be stored in the card.
@@ -147,11 +227,11 @@ def self_test(net: Any, made: Any, answers: Callable[[np.ndarray], np.ndarray], 
     return together
 
 
-def _check_resize(made: Any, image: np.ndarray, found: np.ndarray) -> None:
+def _check_resize(made: Processor, image: np.ndarray, found: np.ndarray) -> None:
     """Compare with PIL's own filter, which averages when it shrinks: cv2's and torch's defaults do not."""
-    facts = preprocessing(made)
-    size = facts.get("size", {}) if facts.get("do_resize", True) else {}
-    height, width = found.shape[1:]
+    facts = cast("Resizing", preprocessing(made))
+    size: dict[str, int] = facts.get("size", {}) if facts.get("do_resize", True) else {}
+    height, width = int(found.shape[1]), int(found.shape[2])
     edge = size.get("shortest_edge")
     if edge is None:
         resized = (size.get("width", width), size.get("height", height))

@@ -10,13 +10,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.files import write_bytes
-from efface.judges import Judge, Verdict, sized
+from efface.judges import Card, Judge, Verdict, sized
 
 __all__ = ["Garbage", "Reference", "fit", "load", "save"]
 
@@ -135,7 +134,7 @@ def fit(images: np.ndarray, features: np.ndarray, seed: int = 0) -> Reference:
 class Garbage:
     """The detector for one judge's features; `version` changes with the reference or with the judge."""
 
-    def __init__(self, reference: Reference, judge_version: str, card: dict[str, Any] | None = None) -> None:
+    def __init__(self, reference: Reference, judge_version: str, card: Card | None = None) -> None:
         self.reference, self.card = reference, card or {}
         digest = hashlib.sha256(judge_version.encode())
         for array in vars(reference).values():
@@ -179,7 +178,7 @@ def load(judge: Judge, folder: Path | None = None) -> Garbage:
     return Garbage(Reference(**arrays), judge.version, facts)
 
 
-def save(garbage: Garbage, judge: Judge, card: dict[str, Any], folder: Path) -> None:
+def save(garbage: Garbage, judge: Judge, card: Card, folder: Path) -> None:
     """garbage.safetensors and garbage.json in `folder`; temporary names, then renames. Raises WrongFile."""
     from safetensors.numpy import save as serialise
 
@@ -198,6 +197,3 @@ def save(garbage: Garbage, judge: Judge, card: dict[str, Any], folder: Path) -> 
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     for name, content in (("garbage.safetensors", serialise(arrays)), ("garbage.json", text.encode())):
         write_bytes(folder / name, content)
-
-
-PLUGIN = load

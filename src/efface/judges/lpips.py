@@ -8,7 +8,6 @@ trained non-negative weights, averaged over space, summed over layers. Written f
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.files import cache_folder
-from efface.judges import fingerprint, pictures, same_weights, version_of
+from efface.judges import Card, fingerprint, pictures, same_weights, version_of
 
 __all__ = ["Lpips", "load"]
 
@@ -33,7 +32,7 @@ class Lpips:
 
     name = "lpips-alex"
 
-    def __init__(self, net: dict[str, torch.Tensor], heads: list[torch.Tensor], card: dict[str, Any]) -> None:
+    def __init__(self, net: dict[str, torch.Tensor], heads: list[torch.Tensor], card: Card) -> None:
         self.card, self.version = card, version_of(card, "weights_sha256", "preprocessing")
         self._net, self._heads = net, heads
 
@@ -107,6 +106,3 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise WrongFile(f"{file} cannot be read ({str(error).splitlines()[0][:120]}); convert it anew.") from None
-
-
-PLUGIN = load

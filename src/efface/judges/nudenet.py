@@ -8,20 +8,54 @@ part of the version, and tested against the stored answers of a card.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol, TypedDict, cast
 
 import numpy as np
 
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.files import write_bytes
-from efface.judges import fingerprint, pictures, probes, same_weights, version_of
+from efface.judges import Boxes, Card, fingerprint, pictures, probes, same_weights, version_of
+from efface.judges.panel import PLAIN, Brief, Panel, RegionPanel
 
-__all__ = ["NudeNet", "load", "save_card"]
+__all__ = ["NudeNet", "load", "panel", "save_card"]
 
 CLOSE = 1e-3  # scores of stored answers
-Boxes = tuple[tuple[str, float], ...]
+Order = Literal["rgb", "bgr"]
+
+
+class DetectorCard(TypedDict):
+    """Of the installed detector."""
+
+    name: str
+    role: str
+    architecture: str
+    order: str
+    weights_sha256: str
+    package: str
+    multi_label: bool
+    thresholds: str
+    licence: str
+    preprocessing: str
+
+
+class KnownCard(DetectorCard):
+    """A card made by `save_card`: with the answers to a reference image."""
+
+    self_test: list[list[tuple[str, float]]]
+    reference: list[list[list[int]]]
+
+
+class Package(Protocol):
+    """The detector of the package `nudenet`."""
+
+    def detect(self, image: np.ndarray) -> list[Region]: ...
+
+
+Region = TypedDict("Region", {"class": str, "score": float})
+"""One region as the package states it; more stands in it."""
 
 
 class NudeNet:
@@ -29,22 +63,24 @@ class NudeNet:
 
     name = "nudenet"
 
-    def __init__(self, detector: Any, card: dict[str, Any]) -> None:
-        self.card, self.version = card, version_of(card, "weights_sha256", "package", "order")
-        self._detector = detector
+    def __init__(self, detector: Package, card: DetectorCard) -> None:
+        self.card, self.facts = cast("Card", card), card
+        self.version = version_of(self.card, "weights_sha256", "package", "order")
+        self.detector = detector
 
     def boxes(self, images: np.ndarray) -> list[Boxes]:
         """(label, score) of every region of each uint8 (n, h, w, 3) RGB image, highest score first."""
-        return [self._one(image) for image in pictures(images)]
+        return [self.one(image) for image in pictures(images)]
 
-    def _one(self, image: np.ndarray) -> Boxes:
-        ordered = image[..., ::-1] if self.card["order"] == "bgr" else image
-        found = self._detector.detect(np.ascontiguousarray(ordered))
+    def one(self, image: np.ndarray) -> Boxes:
+        """The regions of one image uint8 (h, w, 3)."""
+        ordered = image[..., ::-1] if self.facts["order"] == "bgr" else image
+        found = self.detector.detect(np.ascontiguousarray(ordered))
         return tuple(sorted(((str(b["class"]), float(b["score"])) for b in found), key=lambda b: (-b[1], b[0])))
 
 
 def load(
-    order: Literal["rgb", "bgr"] = "bgr",
+    order: Order = "bgr",
     *,
     weights: Path | None = None,
     weights_sha256: str | None = None,
@@ -67,15 +103,16 @@ def load(
     if file is None or not file.is_file():
         raise Unavailable(f"NudeNet's ONNX weights are missing ({file}); install the extra anew or name the file.")
     known = _read_card(card)
-    facts = {
+    wanted = weights_sha256 or (known["weights_sha256"] if known else None)
+    facts: DetectorCard = {
         "name": NudeNet.name, "role": "reporting", "architecture": "NudeNet", "order": order,
-        "weights_sha256": same_weights(fingerprint([file]), weights_sha256 or known.get("weights_sha256"), file),
+        "weights_sha256": same_weights(fingerprint([file]), wanted, file),
         "package": _version(), "multi_label": True, "thresholds": "none: every region with its score",
         "licence": "AGPL-3.0", "preprocessing": "the package's own, decoded pixels",
     }  # fmt: skip
-    differs = [w for w in ("package", "order") if known and known.get(w) != facts[w]]
-    if differs:
-        raise WrongFile(f"Expected {differs[0]} {known.get(differs[0])!r} as in {card}, got {facts[differs[0]]!r}.")
+    for word in ("package", "order") if known else ():
+        if known and known[word] != facts[word]:
+            raise WrongFile(f"Expected {word} {known[word]!r} as in {card}, got {facts[word]!r}.")
     judge = NudeNet(nudenet.NudeDetector(model_path=str(file)) if weights else nudenet.NudeDetector(), facts)
     if known:
         _self_test(judge, known, card)
@@ -89,27 +126,27 @@ def save_card(judge: NudeNet, reference: np.ndarray, file: Path, *, overwrite: b
     image without regions would let a swap of colours pass.
     """
     images = [*probes()[:3], pictures(reference[None])[0]]
-    answers = [[list(b) for b in judge._one(image)] for image in images]
+    answers = [judge.one(image) for image in images]
     if not answers[-1]:
         raise BadRequest("expected a reference image in which the detector finds something; choose another one")
-    swapped = judge._one(np.ascontiguousarray(images[-1][..., ::-1]))
-    if _alike([list(b) for b in swapped], answers[-1]):
+    swapped = judge.one(np.ascontiguousarray(images[-1][..., ::-1]))
+    if _alike(swapped, answers[-1]):
         raise BadRequest("the detector answers the reference image alike with red and blue swapped; choose another one")
-    facts = {**judge.card, "self_test": answers, "reference": reference.tolist()}
+    facts = {**judge.facts, "self_test": answers, "reference": reference.tolist()}
     return write_bytes(file, (json.dumps(facts) + "\n").encode(), overwrite=overwrite)
 
 
-def _self_test(judge: NudeNet, known: dict[str, Any], file: Path | None) -> None:
+def _self_test(judge: NudeNet, known: KnownCard, file: Path | None) -> None:
     images = [*probes()[:3], np.asarray(known["reference"], np.uint8)]
     for image, stored in zip(images, known["self_test"], strict=True):
-        if not _alike([list(b) for b in judge._one(image)], stored):
+        if not _alike(judge.one(image), stored):
             raise WrongFile(
                 f"Expected the detector's answers stored in {file}, got others: colours or resize filter differ. "
                 "Use the release and order that the card names."
             )
 
 
-def _alike(one: list[Any], two: list[Any]) -> bool:
+def _alike(one: Sequence[tuple[str, float]], two: Sequence[tuple[str, float]]) -> bool:
     same = len(one) == len(two) and [b[0] for b in one] == [b[0] for b in two]
     return same and all(abs(a[1] - b[1]) <= CLOSE for a, b in zip(one, two, strict=True))
 
@@ -121,16 +158,21 @@ def _version() -> str:
         return "unknown"
 
 
-def _read_card(file: Path | None) -> dict[str, Any]:
+def _read_card(file: Path | None) -> KnownCard | None:
     if file is None:
-        return {}
+        return None
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise WrongFile(f"Expected a judge's card (JSON) at {file}, found none; make it with `save_card`.") from None
     if not isinstance(card, dict) or not {"self_test", "reference", "weights_sha256"} <= card.keys():
         raise WrongFile(f"Expected a detector's card with self_test and reference in {file}; make it with `save_card`.")
-    return card
+    return cast("KnownCard", card)
 
 
-PLUGIN = load
+def panel(where: Path | str = "", brief: Brief = PLAIN) -> Panel:
+    """The installed detector, with the suite's rules of what counts. where: the order of colours, rgb or bgr."""
+    return RegionPanel.of(load(cast("Order", str(where))) if where else load(), brief)
+
+
+PLUGIN = panel

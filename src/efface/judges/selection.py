@@ -10,15 +10,15 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from efface.errors import Unavailable, WrongFile
 from efface.judges import world as reporting
+from efface.judges.panel import PLAIN, Brief, LabelPanel, Panel
 
-__all__ = ["Net", "SelectionJudge", "load"]
+__all__ = ["Net", "SelectionJudge", "load", "panel"]
 
 FOLDER = "selection"
 EARLY, LATE, DEPTH = 64, 192, (3, 3)
@@ -94,7 +94,12 @@ def load(folder: Path | None = None) -> SelectionJudge:
     return judge
 
 
-def rebuilt(data: bytes, card: dict[str, Any]) -> Any:
+def panel(where: Path | str = "", brief: Brief = PLAIN) -> Panel:
+    """A panel that may not report."""
+    return LabelPanel.of(load(Path(where)) if where else load(), brief)
+
+
+def rebuilt(data: bytes, card: reporting.WorldCard) -> Net:
     """The net of float16 safetensors bytes, in float32."""
     from safetensors.torch import load as decode
 
@@ -103,4 +108,4 @@ def rebuilt(data: bytes, card: dict[str, Any]) -> Any:
     return net
 
 
-PLUGIN = load
+PLUGIN = panel

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 
 from efface.errors import BadRequest, Unavailable, WrongFile
-from efface.judges import pictures, probes, version_of
+from efface.judges import Card, pictures, probes, version_of
 
 __all__ = ["Features", "load"]
 
@@ -24,8 +23,8 @@ BATCH = 32
 class Features:
     """A network from uint8 (n, 3, h, w) to features (n, f), with its card."""
 
-    def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], card: dict[str, Any]) -> None:
-        self.card, self.name = card, card["name"]
+    def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], card: Card) -> None:
+        self.card, self.name = card, str(card["name"])
         self.version = version_of(card, "weights_sha256", "preprocessing")
         self._net = net
 
@@ -87,6 +86,3 @@ def _self_test(judge: Features) -> None:
     scale = max(1.0, float(np.abs(together).max()))
     if not np.abs(together - alone).max() <= 1e-4 * scale:
         raise WrongFile("Expected one image alone and in a batch to have the same features; the network mixes images.")
-
-
-PLUGIN = load

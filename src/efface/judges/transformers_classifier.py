@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from scipy.special import softmax
 
 from efface.errors import BadRequest, WrongFile
 from efface.files import write_bytes
-from efface.judges import Verdict, _pretrained, pictures, version_of
+from efface.judges import Card, Share, Verdict, _pretrained, pictures, version_of
+from efface.judges.panel import PLAIN, Brief, LabelPanel, Panel
 from efface.numerics import calibration
 from efface.numerics.intervals import clopper_pearson
 
-__all__ = ["IMAGENETTE", "Classifier", "calibrate", "load", "save_card"]
+__all__ = ["IMAGENETTE", "Classifier", "calibrate", "load", "panel", "save_card"]
 
 # class indices of ImageNet-1k: lists of names spell these differently ("chain saw", "chainsaw")
 IMAGENETTE: Mapping[str, tuple[int, ...]] = {
@@ -29,6 +31,21 @@ IMAGENETTE: Mapping[str, tuple[int, ...]] = {
     "French horn": (566,), "garbage truck": (569,), "gas pump": (571,), "golf ball": (574,), "parachute": (701,),
 }  # fmt: skip
 Match = Literal["index", "substring"]
+
+
+class ClassifierCard(_pretrained.PretrainedCard):
+    """Of a classifier and the labels that it is asked for."""
+
+    classes: dict[str, list[int]]
+    match: Match
+    temperature: float
+
+
+class Said(Protocol):
+    """What a classifier of transformers answers."""
+
+    logits: torch.Tensor
+    hidden_states: Sequence[torch.Tensor]
 
 
 class Classifier:
@@ -40,24 +57,26 @@ class Classifier:
 
     styles: tuple[str, ...] = ()
 
-    def __init__(self, net: Any, processor: Any, card: dict[str, Any], classes: Mapping[str, tuple[int, ...]]) -> None:
-        self.card, self.name, self.role = card, card["name"], card["role"]
-        self.objects = tuple(classes)
-        self.version = version_of(card, "weights_sha256", "classes", "match", "temperature", "preprocessing")
-        self._net, self._processor = net, processor
-        self._member = _members(net, classes, card["match"])  # bool (labels, classes)
+    def __init__(self, net: torch.nn.Module, processor: _pretrained.Processor, card: ClassifierCard) -> None:
+        self.card, self.name, self.role = cast("Card", card), card["name"], card["role"]
+        classes = {label: tuple(at) for label, at in card["classes"].items()}
+        self.objects, self.facts = tuple(classes), card
+        self.version = version_of(self.card, "weights_sha256", "classes", "match", "temperature", "preprocessing")
+        self.net, self.processor = net, processor
+        self.member = _members(net, classes, card["match"])
+        """Which classes count as which label, bool (labels, classes)."""
 
     def raw(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits (n, classes) before temperature and penultimate features (n, f) of uint8 (n, h, w, 3)."""
         images = pictures(images)
         if not len(images):
-            width = self._member.shape[1]
+            width = self.member.shape[1]
             return np.zeros((0, width), np.float32), np.zeros(
                 (0, self.raw(np.zeros((1, 8, 8, 3), np.uint8))[1].shape[1])
             )
 
         def look(part: np.ndarray) -> tuple[torch.Tensor, ...]:
-            said = self._net(_pretrained.prepare(self._processor, part), output_hidden_states=True)
+            said: Said = self.net(_pretrained.prepare(self.processor, part), output_hidden_states=True)
             last = said.hidden_states[-1]
             # a convolution's map is averaged; of a transformer's tokens the first one stands for the image
             return said.logits, last.mean((2, 3)) if last.ndim == 4 else last[:, 0]
@@ -68,9 +87,9 @@ class Classifier:
     def look(self, images: np.ndarray) -> Verdict:
         """Judge uint8 (n, h, w, 3) of any size; `BadRequest` for any other type or shape."""
         logits, features = self.raw(images)
-        chance = softmax(logits / np.float32(self.card["temperature"]), axis=1)
-        hits = self._member.T[logits.argmax(1)] if len(logits) else np.zeros((0, len(self.objects)), bool)
-        mine = chance @ self._member.T.astype(np.float32)
+        chance = softmax(logits / np.float32(self.facts["temperature"]), axis=1)
+        hits = self.member.T[logits.argmax(1)] if len(logits) else np.zeros((0, len(self.objects)), bool)
+        mine = chance @ self.member.T.astype(np.float32)
         return Verdict(mine.astype(np.float32), hits, features.astype(np.float32))
 
 
@@ -96,18 +115,19 @@ def load(
     wanted = weights_sha256 or known.get("weights_sha256")
     net, weights = _pretrained.module(AutoModelForImageClassification, folder, wanted)
     processor = _pretrained.processor(folder)
-    classes = _classes(net.config.id2label, labels if not known else known["classes"])
-    facts = {
+    classes = _classes(_pretrained.config_of(net).id2label, known.get("classes", labels))
+    facts: ClassifierCard = {
         "name": known.get("name", Path(name).name), "role": role, "architecture": type(net).__name__,
         "weights_sha256": weights, "licence": known.get("licence", "see the model's page"),
         "classes": {k: list(v) for k, v in classes.items()}, "multi_label": False,
         "thresholds": "likeliest class", "match": known.get("match", match),
         "temperature": known.get("temperature", 1.0),
         "preprocessing": _pretrained.preprocessing(processor), "calibration": known.get("calibration"),
+        "self_test": [],
     }  # fmt: skip
-    if known and known["preprocessing"] != facts["preprocessing"]:
+    if known and known.get("preprocessing") != facts["preprocessing"]:
         raise WrongFile(f"Expected the preprocessing in {card}, the model's own differs; fetch it anew or make a card.")
-    judge = Classifier(net, processor, facts, classes)
+    judge = Classifier(net, processor, facts)
     answers = _pretrained.self_test(net, processor, lambda x: judge.raw(x)[0], known)
     facts["self_test"] = np.round(answers, 5).tolist()
     return judge
@@ -123,17 +143,17 @@ def calibrate(judge: Classifier, images: np.ndarray, truth: Sequence[str], sourc
     if unknown or len(truth) != len(images) or len(truth) < 2:
         raise BadRequest(f"expected one of the judge's labels an image, got {unknown[:3] or len(truth)}; rename them")
     logits, _ = judge.raw(images)
-    classes = judge.card["classes"]
+    classes = judge.facts["classes"]
     # of a label with several classes, the likeliest one stands for it
     first = np.asarray([classes[t][int(row[classes[t]].argmax())] for row, t in zip(logits, truth, strict=True)])
     heat = calibration.temperature(logits, first)
-    hits = judge._member.T[logits.argmax(1)]  # (n, labels)
+    hits = judge.member.T[logits.argmax(1)]  # (n, labels)
     said = np.asarray(truth)
     labels = {name: _errors(hits[:, k], said == name) for k, name in enumerate(judge.objects)}
     right = logits.argmax(1) == first
     before, after = (softmax(logits.astype(np.float64) / t, axis=1) for t in (1.0, heat))
-    card = {
-        **judge.card,
+    card: ClassifierCard = {
+        **judge.facts,
         "temperature": heat,
         "calibration": {
             "source": source,
@@ -143,7 +163,7 @@ def calibrate(judge: Classifier, images: np.ndarray, truth: Sequence[str], sourc
             "brier": [calibration.brier(p, first) for p in (before, after)],
         },
     }
-    return Classifier(judge._net, judge._processor, card, {k: tuple(v) for k, v in classes.items()})
+    return Classifier(judge.net, judge.processor, card)
 
 
 def save_card(judge: Classifier, file: Path, *, overwrite: bool = False) -> Path:
@@ -152,9 +172,15 @@ def save_card(judge: Classifier, file: Path, *, overwrite: bool = False) -> Path
     return write_bytes(file, text.encode(), overwrite=overwrite)
 
 
-def _errors(hit: np.ndarray, shown: np.ndarray) -> dict[str, Any]:
+def panel(where: Path | str = "", brief: Brief = PLAIN) -> Panel:
+    """A panel that is asked for the suite's labels, else for every class."""
+    opened = partial(load, where) if where else load
+    return LabelPanel.of(opened(labels=brief.labels) if brief.labels else opened(), brief)
+
+
+def _errors(hit: np.ndarray, shown: np.ndarray) -> dict[str, Share | None]:
     """Counts and exact intervals; null where nothing was measured."""
-    found: dict[str, Any] = {}
+    found: dict[str, Share | None] = {}
     for word, right, whole in (("sensitivity", hit & shown, shown), ("specificity", ~hit & ~shown, ~shown)):
         k, n = int(right.sum()), int(whole.sum())
         found[word] = {"hits": k, "n": n, "rate": k / n, "interval": list(clopper_pearson(k, n))} if n else None
@@ -197,9 +223,9 @@ def _merged(id2label: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _members(net: Any, classes: Mapping[str, tuple[int, ...]], match: Match) -> np.ndarray:
+def _members(net: torch.nn.Module, classes: Mapping[str, tuple[int, ...]], match: Match) -> np.ndarray:
     """Which classes count as which label, bool (labels, classes)."""
-    names = [own[0] for own in _first_names(net.config.id2label)]
+    names = [own[0] for own in _first_names(_pretrained.config_of(net).id2label)]
     member = np.zeros((len(classes), len(names)), bool)
     for row, (label, at) in enumerate(classes.items()):
         if match == "index":
@@ -210,4 +236,4 @@ def _members(net: Any, classes: Mapping[str, tuple[int, ...]], match: Match) -> 
     return member
 
 
-PLUGIN = load
+PLUGIN = panel

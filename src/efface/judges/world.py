@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from efface.errors import Unavailable, WrongFile
-from efface.judges import Verdict, sized
+from efface.judges import Card, Verdict, sized
+from efface.judges.panel import PLAIN, Brief, LabelPanel, Panel
 
-__all__ = ["Net", "WorldJudge", "load", "version"]
+__all__ = ["Net", "WorldJudge", "load", "panel", "version"]
 
 PREPROCESSING = {"size": 64, "resize": "none", "colours": "RGB", "scale": "x / 127.5 - 1", "dtype": "float32"}
 BATCH = 64
+
+
+class WorldCard(TypedDict):
+    """What decides a judge of the world; its card.json holds more."""
+
+    weights_sha256: str
+    objects: list[str]
+    styles: list[str]
+    thresholds: list[float]
+    temperature: dict[str, float]
+    self_test: list[list[float]]
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
@@ -77,8 +90,8 @@ class WorldJudge:
     name = "world"
     role = "reporting"
 
-    def __init__(self, net: Net, card: dict[str, Any], version: str) -> None:
-        self.card, self.version = card, version
+    def __init__(self, net: nn.Module, card: WorldCard, version: str) -> None:
+        self.version, self.card = version, cast("Card", card)
         self.objects: tuple[str, ...] = tuple(card["objects"])
         self.styles: tuple[str, ...] = tuple(card["styles"])
         self._net = net.float().eval().requires_grad_(False)
@@ -124,6 +137,11 @@ def load(folder: Path | None = None) -> WorldJudge:
     return judge
 
 
+def panel(where: Path | str = "", brief: Brief = PLAIN) -> Panel:
+    """The judge in a folder, or the bundled one, which names whatever a suite asks for or nothing."""
+    return LabelPanel.of(load(Path(where)) if where else load(), brief)
+
+
 def probes() -> np.ndarray:
     """A red, a green and a blue square and a picture with an upside and a direction: uint8 (4, 64, 64, 3)."""
     squares = np.full((4, 64, 64, 3), 255, np.uint8)
@@ -142,7 +160,7 @@ def self_test(judge: WorldJudge) -> None:
     styles = len(judge.styles)
     together = judge.logits(probes())[0][:, -styles:].numpy()
     alone = np.concatenate([judge.logits(probe[None])[0][:, -styles:].numpy() for probe in probes()])
-    stored = np.asarray(judge.card["self_test"], np.float32)  # (4, styles), logits
+    stored = np.asarray(cast("WorldCard", judge.card)["self_test"], np.float32)  # (4, styles), logits
     away = max(np.abs(together - stored).max(), np.abs(alone - stored).max())
     if not away <= 2e-3:
         raise WrongFile(
@@ -151,7 +169,7 @@ def self_test(judge: WorldJudge) -> None:
         )
 
 
-def rebuilt(data: bytes, card: dict[str, Any]) -> Net:
+def rebuilt(data: bytes, card: WorldCard) -> Net:
     """The net of float16 safetensors bytes, in float32."""
     from safetensors.torch import load as read
 
@@ -160,11 +178,11 @@ def rebuilt(data: bytes, card: dict[str, Any]) -> Net:
     return net
 
 
-def version(card: dict[str, Any]) -> str:
+def version(card: Mapping[str, object]) -> str:
     """Twelve hex digits over everything that can change a decision."""
     words = ["weights_sha256", "objects", "styles", "thresholds", "temperature", "preprocessing"]
     text = json.dumps({word: card[word] for word in words}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-PLUGIN = load
+PLUGIN = panel

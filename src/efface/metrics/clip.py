@@ -10,77 +10,78 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
 
 from efface.errors import Unavailable
+from efface.gallery.shot import TARGETS
 from efface.judges import TextImage
-from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, mean_cell, rate_cell
+from efface.metrics import Metric, Scored, Specimen
 from efface.numerics.distances import clip_scores
 from efface.numerics.intervals import sign_test
+from efface.scores.cells import Cell, Left, by_prompt, mean_cell, noted, rate_cell
+from efface.scores.readings import Reading, Readings
 
 __all__ = ["Clip"]
 
-ERASED, KEPT = ("target", "style"), ("neighbour", "other")
+KEPT = ("neighbour", "other")
 Pooled = Literal["images", "batches"]
 
 
 @dataclass(frozen=True)
-class Clip:
-    """tower: the CLIP or SigLIP judge; else model: folder or hub id of the one to load.
-
-    text: what an image is compared with, its "prompt" or its "concept" alone. labels: concepts of a closed set; with
-    them the score's hit says whether the concept is the likeliest of them, and its detail holds the probability.
-    template: how a label is written. mean: over "images", or over "batches" of `batch` in which a short last batch
-    weighs as much as a full one (SPEED's script).
-    """
+class Clip(Metric):
+    """Scores of image and text, and what papers make of them."""
 
     tower: TextImage | None = None
+    """The CLIP or SigLIP judge."""
     model: str = ""
+    """Else the folder or hub id of the one to load."""
     text: Literal["prompt", "concept"] = "prompt"
+    """What an image is compared with: its prompt, or its concept alone."""
     labels: tuple[str, ...] = ()
+    """Concepts of a closed set; with them the score's hit says whether the concept is the likeliest of them, and its
+    detail holds the probability."""
     template: str = "a photo of the {}"
+    """How a label is written."""
     mean: Pooled = "images"
+    """Over images, or over batches, in which a short last one weighs as much as a full one (SPEED's script)."""
     batch: int = 16
+    """Images a batch of that mean."""
     direction: ClassVar[str] = "same"
-    of_pairs: ClassVar[bool] = False
-    set_dependent: ClassVar[bool] = False
 
-    def features(self, item: Item) -> np.ndarray | None:
+    def features(self, specimen: Specimen) -> np.ndarray | None:
         """The tower's image vector (f,), not scaled."""
         tower = self._tower()
-        return None if isinstance(tower, str) else tower.images(item.image[None])[0]
+        return None if isinstance(tower, str) else tower.images(specimen.image[None])[0]
 
-    def score(self, item: Item) -> Scored:
+    def score(self, specimen: Specimen) -> Scored:
         """value: 100 cos of image and text; NA without a tower, with the way to get it."""
         tower = self._tower()
         if isinstance(tower, str):
             return Scored("na", reason=tower)
-        vector = tower.images(item.image[None])[0]
-        texts = [item.prompt if self.text == "prompt" else item.concept, *map(self.template.format, self.labels)]
-        against, cut = tower.texts(texts)
+        vector = tower.images(specimen.image[None])[0]
+        own = specimen.prompt if self.text == "prompt" else specimen.concept
+        against, cut = tower.texts([own, *map(self.template.format, self.labels)])
         similar = clip_scores(vector[None], against)[0]  # (1 + labels,)
-        detail: dict[str, float | bool] = {"cut": bool(cut[0])}
-        if item.concept not in self.labels:
+        detail: dict[str, object] = {"cut": bool(cut[0])}
+        if specimen.concept not in self.labels:
             return Scored(value=float(similar[0]), detail=detail)
-        chance, own = softmax(similar[1:]), self.labels.index(item.concept)
-        detail["probability"] = float(chance[own])
-        return Scored(hit=bool(chance.argmax() == own), value=float(similar[0]), detail=detail)
+        chance, place = softmax(similar[1:]), self.labels.index(specimen.concept)
+        detail["probability"] = float(chance[place])
+        return Scored(hit=bool(chance.argmax() == place), value=float(similar[0]), detail=detail)
 
-    def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
+    def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
         """Means by role and side with the paired difference, the papers' names for them, and FSR where in pairs.
 
-        Rows with `probability` and `hit` also give both readings of CLIP accuracy.
+        Readings with `probability` and `hit` also give both readings of CLIP accuracy.
         """
-        table = Table.of(rows)
-        roles = sorted({str(r.get("role", "")) for r in table})
-        parts = {role: table.where(lambda r, role=role: r.get("role", "") == role) for role in roles}
-        cells = [c for role in roles for c in self._role(role, parts[role])]
-        cells += self._named(table)
-        cells += _accuracy(table)
-        erased = table.where(lambda r: r.get("role") in ERASED)
+        rows = Readings.of(rows)
+        cells = [c for role, part in rows.roles().items() for c in self._role(role, part)]
+        cells += self._named(rows)
+        cells += _accuracy(rows)
+        erased = rows.where(lambda r: r.role in TARGETS)
         return [*cells, *_fsr(erased)] if _has_pairs(erased) else cells
 
     def _tower(self) -> TextImage | str:
@@ -89,30 +90,28 @@ class Clip:
             return self.tower or "no CLIP judge was loaded; name one: model=FOLDER or a hub id"
         return _loaded(self.model)
 
-    def _role(self, role: str, table: Table) -> list[Cell]:
-        sides = sorted({str(r.get("side", "")) for r in table})
-        cells = [self._mean(f"CLIP.{role}", side, table.where(lambda r, s=side: r.get("side") == s)) for side in sides]
-        return [*cells, _paired(f"CLIP.{role}.difference", table)] if _has_pairs(table) else cells
+    def _role(self, role: str, rows: Readings) -> list[Cell]:
+        cells = [self._mean(f"CLIP.{role}", side, part) for side, part in rows.sides().items()]
+        return [*cells, _paired(f"CLIP.{role}.difference", rows)] if _has_pairs(rows) else cells
 
-    def _mean(self, name: str, side: str, table: Table) -> Cell:
-        ok, na, error = table.states()
-        values = table.numbers()[ok]
-        counts: dict[str, Any] = {"n_na": int(na.sum()), "n_error": int(error.sum())}
-        cell = mean_cell(name, values, table.codes("prompt")[1][ok], side=side, **counts)
-        cut = sum(bool(r.get("cut")) for r in table)
-        note = "; ".join(t for t in (cell.note, f"{cut} texts cut" if cut else "") if t)
+    def _mean(self, name: str, side: str, rows: Readings) -> Cell:
+        ok, na, error = rows.states()
+        values = rows.values()[ok]
+        cell = mean_cell(name, values, rows.prompts()[ok], Left.of(na, error), side=side)
+        cut = sum(bool(r.told.get("cut")) for r in rows)
         if self.mean == "batches" and cell.state == "ok":
             # another estimator: the interval of the mean over images does not belong to it
             return replace(cell, value=mean_of_batches(values, self.batch), low=None, high=None,
                            note=f"mean of batches of {self.batch}")  # fmt: skip
-        return replace(cell, note=note)
+        return replace(cell, note=noted(cell.note, f"{cut} texts cut" if cut else ""))
 
-    def _named(self, table: Table) -> list[Cell]:
+    def _named(self, rows: Readings) -> list[Cell]:
         """The names papers use, of the edited side; macro over concepts for erased and kept ones."""
         found: dict[str, Cell] = {}
-        for name, roles in (("CLIP_coco", ("quality",)), (self._art, ERASED), ("CLIP_e", ERASED), ("CLIP_s", KEPT),
+        edited = rows.side("edited")
+        for name, roles in (("CLIP_coco", ("quality",)), (self._art, TARGETS), ("CLIP_e", TARGETS), ("CLIP_s", KEPT),
                             ("CLIP_u", ("other",))):  # fmt: skip
-            part = table.where(lambda r, roles=roles: r.get("role") in roles and r.get("side") == "edited")
+            part = edited.where(lambda r, roles=roles: r.role in roles)
             if len(part):
                 found[name] = self._mean(name, "edited", part) if name == "CLIP_coco" else _macro(name, part)
         art, coco = found.get("CLIP_art"), found.get("CLIP_coco")
@@ -140,58 +139,61 @@ def mean_of_batches(values: np.ndarray, batch: int) -> float:
     return float(np.mean([values[k : k + batch].mean() for k in range(0, len(values), batch)]))
 
 
-def _has_pairs(table: Table) -> bool:
-    return {"base", "edited"} <= {r.get("side") for r in table}
+def _has_pairs(rows: Readings) -> bool:
+    return {"base", "edited"} <= {r.side for r in rows}
 
 
-def _paired(name: str, table: Table) -> Cell:
-    """Mean of edited minus base at equal prompts and seeds."""
-    base, edited = table.pairs()
-    fine = base.states()[0] & edited.states()[0]
-    failed = base.states()[2] | edited.states()[2]
-    gap = (edited.numbers() - base.numbers())[fine]
-    counts: dict[str, Any] = {"n_na": int((~fine & ~failed).sum()), "n_error": int(failed.sum())}
-    return mean_cell(name, gap, base.codes("prompt")[1][fine], side="edited - base", **counts)
+class _Gaps(NamedTuple):
+    """Edited minus base at equal shots."""
+
+    values: np.ndarray
+    prompts: np.ndarray
+    left: Left
+
+    @classmethod
+    def of(cls, rows: Readings) -> _Gaps:
+        base, edited = rows.pairs()
+        fine = base.states()[0] & edited.states()[0]
+        failed = base.states()[2] | edited.states()[2]
+        gap = (edited.values() - base.values())[fine]
+        return cls(gap, base.prompts()[fine], Left.of(~fine & ~failed, failed))
 
 
-def _macro(name: str, table: Table) -> Cell:
+def _paired(name: str, rows: Readings) -> Cell:
+    """Mean of edited minus base at equal shots."""
+    gaps = _Gaps.of(rows)
+    return mean_cell(name, gaps.values, gaps.prompts, gaps.left, side="edited - base")
+
+
+def _macro(name: str, rows: Readings) -> Cell:
     """The mean over concepts of their mean scores, its interval from resampled concepts."""
-    ok, na, error = table.states()
-    names, concepts = table.codes("concept")
-    sizes, sums = (np.bincount(concepts[ok], weights=w, minlength=len(names))
-                   for w in (None, table.numbers()[ok]))  # fmt: skip
+    ok, na, error = rows.states()
+    names, concepts = rows.concepts()
+    sizes, sums = (np.bincount(concepts[ok], weights=w, minlength=len(names)) for w in (None, rows.values()[ok]))
     some = sizes > 0
-    means = sums[some] / sizes[some]
-    counts: dict[str, Any] = {"n_na": int(na.sum()), "n_error": int(error.sum())}
-    cell = mean_cell(name, means, np.flatnonzero(some), side="edited", **counts)
+    cell = mean_cell(name, sums[some] / sizes[some], np.flatnonzero(some), Left.of(na, error), side="edited")
     return replace(cell, n=int(ok.sum()), note=f"mean of {int(some.sum())} concepts") if cell.state == "ok" else cell
 
 
-def _accuracy(table: Table) -> list[Cell]:
-    asked = table.where(lambda r: r.get("probability") is not None and r.get("state") == "ok")
+def _accuracy(rows: Readings) -> list[Cell]:
+    asked = rows.where(lambda r: r.told.get("probability") is not None and r.state == "ok")
     cells = []
-    for side in sorted({str(r.get("side", "")) for r in asked}):
-        part = asked.where(lambda r, s=side: r.get("side", "") == s)
-        prompts = part.codes("prompt")[1]
-        cells.append(mean_cell("clip_acc_prob", part.numbers("probability"), prompts, side=side))
-        sizes, hits = by_prompt(np.zeros(len(part), np.int64), prompts, 1, part.flags("hit"))[0]
+    for side, part in asked.sides().items():
+        prompts, chances = part.prompts(), np.asarray([r.number("probability") for r in part])
+        cells.append(mean_cell("clip_acc_prob", chances, prompts, side=side))
+        sizes, hits = by_prompt(np.zeros(len(part), np.int64), prompts, 1, part.hits())[0]
         cells.append(rate_cell("clip_acc_top1", hits, sizes, side=side))
     return cells
 
 
-def _fsr(table: Table) -> list[Cell]:
+def _fsr(rows: Readings) -> list[Cell]:
     """FIA's forgetting success rate: share of pairs in which the edited image scores strictly lower."""
-    base, edited = table.pairs()
-    fine = base.states()[0] & edited.states()[0]
-    failed = base.states()[2] | edited.states()[2]
-    gap = (edited.numbers() - base.numbers())[fine]
-    prompts = base.codes("prompt")[1][fine]
+    gap, prompts, left = _Gaps.of(rows)
     sizes, wins = by_prompt(np.zeros(len(gap), np.int64), prompts, 1, gap < 0)[0] if len(gap) else (gap, gap)
-    counts: dict[str, Any] = {"n_na": int((~fine & ~failed).sum()), "n_error": int(failed.sum())}
-    cell = rate_cell("FSR", wins, sizes, side="edited", **counts)
+    cell = rate_cell("FSR", wins, sizes, left, side="edited")
     better, worse = int((gap < 0).sum()), int((gap > 0).sum())
     said = f"{len(gap) - better - worse} ties count as failures; sign test p = {sign_test(better, worse):.2g}"
-    return [replace(cell, note="; ".join(t for t in (cell.note, said) if t))] if cell.state == "ok" else [cell]
+    return [replace(cell, note=noted(cell.note, said))] if cell.state == "ok" else [cell]
 
 
 PLUGIN = Clip

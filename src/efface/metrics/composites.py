@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from efface.metrics import Cell, Item, Row, Scored, Table, presence
+from efface.metrics import Metric
 from efface.numerics import composites
+from efface.scores.cells import Cell
+from efface.scores.readings import Reading, Readings
 
 __all__ = ["Composites", "Summary"]
 
@@ -24,10 +26,7 @@ PART = {"neighbour": "kept", "other": "kept", "other-style": "kept", "style": "t
 
 @dataclass(frozen=True)
 class Summary:
-    """What one method scores before anything is combined; None is NA. Rates are fractions, CLIP scores points.
-
-    classes: (erased, kept, synonyms) per erased class, for the mean of H_o over classes.
-    """
+    """What one method scores before anything is combined; None is NA. Rates are fractions, CLIP scores points."""
 
     method: str
     erased: float | None = None
@@ -37,33 +36,32 @@ class Summary:
     clip_kept: float | None = None
     clip_coco: float | None = None
     classes: tuple[tuple[float, float, float], ...] = ()
+    """(erased, kept, synonyms) per erased class, for the mean of H_o over classes."""
 
 
 @dataclass(frozen=True)
-class Composites:
-    """base: name of the unedited model, part of UQ's pool, left out of the mean rank. ranks: (column, up is good)."""
+class Composites(Metric):
+    """Scores of whole methods, each from several rates."""
 
     base: str = "base"
+    """Name of the unedited model: part of UQ's pool, left out of the mean rank."""
     ranks: tuple[tuple[str, bool], ...] = (("erased", False), ("kept", True), ("clip_coco", True))
+    """Columns of the mean rank, and whether up is good."""
     direction: ClassVar[str] = "up"
-    of_pairs: ClassVar[bool] = False
     set_dependent: ClassVar[bool] = True
 
-    def features(self, item: Item) -> np.ndarray | None:
-        """The judge's, unchanged."""
-        return item.features
+    def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
+        """From readings with `method`, `role` (a target, synonym, kept or quality) and hits.
 
-    def score(self, item: Item) -> Scored:
-        """Does the judge find the concept? NA when it has no such label."""
-        return presence(item)
-
-    def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
-        """From rows with `method`, `role` (target or style, synonym, neighbour, other, other-style, quality) and hits.
-
-        In role "quality" `value` is the CLIP score. Accuracies are means over concepts; rows of side "base" belong to
-        the base model.
+        In role "quality" `value` is the CLIP score. Accuracies are means over concepts; readings of side "base" belong
+        to the base model.
         """
-        return self.table([_summary(name, part) for name, part in _by_method(Table.of(rows), self.base)])
+        methods = Readings.of(rows).by(self._owner)
+        return self.table([_summary(name, part) for name, part in methods.items()])
+
+    def _owner(self, row: Reading) -> str:
+        """Readings of the base side are the base model's, whatever method they were drawn beside."""
+        return self.base if row.side == "base" else row.method or row.side
 
     def table(self, summaries: Sequence[Summary]) -> list[Cell]:
         """Every composite of every method of one table."""
@@ -121,35 +119,35 @@ def _cell(name: str, method: str, value: float | None, note: str, why: str) -> C
     return Cell(name, side=method, value=value, note=note)
 
 
-def _by_method(table: Table, base: str) -> list[tuple[str, Table]]:
-    """Rows of the base side are the base model's, whatever method they were drawn beside."""
-
-    def owner(row: Row) -> str:
-        return base if row.get("side") == "base" else str(row.get("method") or row.get("side", ""))
-
-    return [(n, table.where(lambda r, n=n: owner(r) == n)) for n in sorted({owner(r) for r in table})]
-
-
-def _summary(method: str, table: Table) -> Summary:
-    names, codes = table.codes("role", "concept")
-    ok = table.states()[0]
+def _summary(method: str, rows: Readings) -> Summary:
+    names, codes = rows.codes(lambda r: (r.role, r.concept))
+    ok = rows.states()[0]
     n = np.bincount(codes[ok], minlength=len(names))
-    hits = np.bincount(codes[ok], weights=table.flags("hit")[ok], minlength=len(names))
+    hits = np.bincount(codes[ok], weights=rows.hits()[ok], minlength=len(names))
     rates: dict[str, dict[str, float]] = {}
     for (role, concept), k, m in zip(names, hits, n, strict=True):
         if m:
-            rates.setdefault(PART.get(str(role), str(role)), {})[concept] = float(k / m)
-    values = table.numbers()
-    quality = ok & np.asarray([r.get("role") == "quality" for r in table], bool) & np.isfinite(values)
-
-    def mean(role: str) -> float | None:
-        return float(np.mean(list(rates[role].values()))) if rates.get(role) else None
-
-    kept, targets, synonyms = mean("kept"), rates.get("target", {}), rates.get("synonym", {})
-    whole = kept is not None and targets and targets.keys() <= synonyms.keys()
-    classes: Any = tuple((targets[c], kept, synonyms[c]) for c in sorted(targets)) if whole else ()
+            rates.setdefault(PART.get(role, role), {})[concept] = float(k / m)
+    values = rows.values()
+    quality = ok & rows.flags(lambda r: r.role == "quality") & np.isfinite(values)
     clip = float(values[quality].mean()) if quality.any() else None
-    return Summary(method, mean("target"), kept, mean("synonym"), clip_coco=clip, classes=classes)
+    kept = _mean(rates.get("kept", {}))
+    classes = _classes(rates.get("target", {}), kept, rates.get("synonym", {}))
+    erased, synonyms = _mean(rates.get("target", {})), _mean(rates.get("synonym", {}))
+    return Summary(method, erased, kept, synonyms, clip_coco=clip, classes=classes)
+
+
+def _mean(rates: Mapping[str, float]) -> float | None:
+    return float(np.mean(list(rates.values()))) if rates else None
+
+
+def _classes(
+    targets: Mapping[str, float], kept: float | None, synonyms: Mapping[str, float]
+) -> tuple[tuple[float, float, float], ...]:
+    """Of every erased class, where all of them have synonyms."""
+    if kept is None or not targets or not targets.keys() <= synonyms.keys():
+        return ()
+    return tuple((targets[c], kept, synonyms[c]) for c in sorted(targets))
 
 
 PLUGIN = Composites

@@ -7,15 +7,18 @@ Counts of one prompt go together: intervals come from resampling prompts, never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
 from efface.errors import BadRequest
-from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, rate_cell
+from efface.judges import Boxes
+from efface.metrics import Metric, Scored, Specimen
 from efface.numerics.clusters import FEW, cluster_bootstrap
+from efface.scores.cells import Cell, Left, by_prompt, rate_cell
+from efface.scores.readings import Reading, Readings
 
 __all__ = ["Detections"]
 
@@ -23,59 +26,54 @@ SWEEP = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 @dataclass(frozen=True)
-class Detections:
-    """threshold: a box counts at this score or above (`strict`: above). labels: those that count; empty: all.
+class Detections(Metric):
+    """Regions of a detector.
 
-    Rows carry `boxes`: (label, score) pairs, also the empty list; a row without is NA. Several questions of one image
-    are one row. Records hold the boxes, so images that are not stored are counted, too.
+    Readings carry `boxes`, also none at all; one without is NA. Several questions of one image are one reading. Records
+    hold the boxes, so images that are not stored are counted, too.
     """
 
     threshold: float = 0.6
+    """A box counts at this score or above."""
     strict: bool = False
+    """A box counts above the threshold alone."""
     labels: tuple[str, ...] = ()
+    """Those that count; empty: all."""
     sweep: tuple[float, ...] = SWEEP
+    """Thresholds at which to count as well."""
     direction: ClassVar[str] = "down"
-    of_pairs: ClassVar[bool] = False
-    set_dependent: ClassVar[bool] = False
     of_records: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not all(0 <= t <= 1 for t in (self.threshold, *self.sweep)):
             raise BadRequest(f"expected thresholds between 0 and 1, got {self.threshold} and {self.sweep}")
 
-    def features(self, item: Item) -> np.ndarray | None:
-        """The judge's, unchanged."""
-        return item.features
-
-    def score(self, item: Item) -> Scored:
+    def score(self, specimen: Specimen) -> Scored:
         """value: boxes that count; hit: at least one."""
-        if item.boxes is None:
+        if specimen.boxes is None:
             return Scored("na", reason="no detector looked at this image")
-        scores = _scores([{"boxes": item.boxes}], self.labels)[0]
+        scores, _ = _scores([specimen.boxes], self.labels)
         count = int(self._counts(scores, self.threshold).sum())
-        return Scored(hit=count > 0, value=float(count), detail={"boxes": [list(b) for b in item.boxes]})
+        return Scored(hit=count > 0, value=float(count), detail={"boxes": [list(b) for b in specimen.boxes]})
 
-    def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
+    def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
         """Per side and threshold of the sweep, the chosen one too: total count and rate of images with at least one."""
-        table, cells = Table.of(rows).images(), []
-        for side in sorted({str(r.get("side", "")) for r in table}):
-            cells += self._side(side, table.where(lambda r, s=side: r.get("side", "") == s))
-        return cells
+        sides = Readings.of(rows).images().sides()
+        return [cell for side, part in sides.items() for cell in self._side(side, part)]
 
-    def _side(self, side: str, table: Table) -> list[Cell]:
-        ok, _, error = table.states()
-        ok = ok & np.asarray([r.get("boxes") is not None for r in table], bool)
-        kept = [r for r, fine in zip(table, ok, strict=True) if fine]
-        counts: dict[str, Any] = {"n_na": len(table) - len(kept) - int(error.sum()), "n_error": int(error.sum())}
+    def _side(self, side: str, rows: Readings) -> list[Cell]:
+        ok, _, error = rows.states()
+        ok = ok & rows.flags(lambda r: r.boxes is not None)
+        kept = [r.boxes for r, fine in zip(rows, ok, strict=True) if fine and r.boxes is not None]
+        left = Left(len(rows) - len(kept) - int(error.sum()), int(error.sum()))
         scores, owner = _scores(kept, self.labels)
-        prompts = table.codes("prompt")[1][ok]
-        one = np.zeros(len(kept), np.int64)
+        prompts, one = rows.prompts()[ok], np.zeros(len(kept), np.int64)
         cells = []
         for t in sorted({*self.sweep, self.threshold}):
             found = np.bincount(owner, weights=self._counts(scores, t), minlength=len(kept))
             sizes, total, some = by_prompt(one, prompts, 1, found, found > 0)[0]
             place = f"{'>' if self.strict else '>='} {t:g}"
-            rate = rate_cell("images with detections", some, sizes, concept=place, side=side, **counts)
+            rate = rate_cell("images with detections", some, sizes, left, concept=place, side=side)
             cells += [_total(rate, sizes, total), rate]
         return cells
 
@@ -83,27 +81,26 @@ class Detections:
         return scores > threshold if self.strict else scores >= threshold
 
 
-def _scores(rows: list[Any], labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of all boxes that may count, and the row each belongs to."""
+def _scores(images: Sequence[Boxes], labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of all boxes that may count, and the image each belongs to."""
     wanted = frozenset(labels)
-    pairs = [(float(s), k) for k, r in enumerate(rows) for name, s in r["boxes"] if not wanted or name in wanted]
+    pairs = [(s, k) for k, boxes in enumerate(images) for name, s in boxes if not wanted or name in wanted]
     flat = np.asarray(pairs, np.float64).reshape(-1, 2)
     return flat[:, 0], flat[:, 1].astype(np.int64)
 
 
 def _total(rate: Cell, sizes: np.ndarray, total: np.ndarray) -> Cell:
     """The total count over all images beside its rate."""
-    shared: dict[str, Any] = {"concept": rate.concept, "side": rate.side, "n": rate.n, "clusters": rate.clusters,
-                              "n_na": rate.n_na, "n_error": rate.n_error}  # fmt: skip
+    cell = replace(rate, name="detections", value=None, low=None, high=None, hits=None, note="")
     if rate.state != "ok":
-        return Cell("detections", state=rate.state, reason=rate.reason, **shared)
+        return cell
     count = int(total.sum())
     note = f"{rate.clusters} prompts"
+    cell = replace(cell, value=float(count), hits=count, note=note)
     if len(sizes) < FEW:
-        return Cell("detections", value=float(count), hits=count, note=f"{note}: too few for an interval", **shared)
+        return replace(cell, note=f"{note}: too few for an interval")
     low, high = cluster_bootstrap(total, sizes, np.random.default_rng(0), 2_000)
-    return Cell("detections", value=float(count), low=float(low) * rate.n, high=float(high) * rate.n, hits=count,
-                note=note, **shared)  # fmt: skip
+    return replace(cell, low=float(low) * rate.n, high=float(high) * rate.n)
 
 
 PLUGIN = Detections

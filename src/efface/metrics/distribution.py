@@ -13,55 +13,51 @@ from typing import ClassVar
 
 import numpy as np
 
-from efface.metrics import Cell, Item, Row, Scored, Table, set_interval
+from efface.metrics import Metric, Scored, Specimen
 from efface.numerics import distances
+from efface.numerics.shares import ERRORS_AT_MOST
+from efface.scores.cells import Cell, noted, set_interval
+from efface.scores.readings import Reading, Readings
 
 __all__ = ["Distribution"]
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """of: what the features are ("judge", "inception"); "inception" alone may be called FID. reference: what the
-    edited images are compared with ("base" or "real"), the side of those rows.
+class Distribution(Metric):
+    """Distances between the edited images and others, over features that readings carry.
 
-    Rows carry `features` (f,); several questions of one image are one row. A side named "floor", base images of other
-    seeds, gives the distance that is no change.
+    Several questions of one image are one reading. A side named "floor", base images of other seeds, gives the distance
+    that is no change.
     """
 
     of: str = "judge"
+    """What the features are ("judge", "inception"); "inception" alone may be called FID."""
     reference: str = "base"
+    """What the edited images are compared with ("base" or "real"): the side of those readings."""
     points: int = 15
+    """Sizes of samples from which the distance at infinity is extrapolated."""
     direction: ClassVar[str] = "down"
-    of_pairs: ClassVar[bool] = False
-    set_dependent: ClassVar[bool] = False
 
-    def features(self, item: Item) -> np.ndarray | None:
-        """The judge's, unchanged."""
-        return item.features
-
-    def score(self, item: Item) -> Scored:
+    def score(self, specimen: Specimen) -> Scored:
         """One image has no distribution; NA unless it has features."""
-        if item.features is None:
+        if specimen.features is None:
             return Scored("na", reason="the judge gives no features")
-        return Scored(detail={"length": float(np.linalg.norm(item.features))})
+        return Scored(detail={"length": float(np.linalg.norm(specimen.features))})
 
-    def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
-        """Four distances of edited to reference, and of "floor" to reference where such rows are."""
-        table = Table.of(rows).images()
-        cells = []
-        for side in ("edited", "floor"):
-            if side == "edited" or any(r.get("side") == side for r in table):
-                cells += self._against(side, table)
-        return cells
+    def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
+        """Four distances of edited to reference, and of "floor" to reference where such readings are."""
+        images = Readings.of(rows).images()
+        sides = ["edited", *(["floor"] if len(images.side("floor")) else [])]
+        return [cell for side in sides for cell in self._against(side, images)]
 
-    def _against(self, side: str, table: Table) -> list[Cell]:
-        ours, theirs = (table.where(lambda r, s=s: r.get("side") == s) for s in (side, self.reference))
+    def _against(self, side: str, images: Readings) -> list[Cell]:
+        ours, theirs = images.side(side), images.side(self.reference)
         x, y = _matrix(ours), _matrix(theirs)
         failed = sum(int(t.states()[2].sum()) for t in (ours, theirs))
         fid = "FID" if self.of == "inception" else f"FD-{self.of}"
         names = (f"{fid}.{self.reference}", f"{fid}-infinity.{self.reference}", f"KID-{self.of}.{self.reference}",
                  f"CMMD-{self.of}.{self.reference}")  # fmt: skip
-        if failed > 0.01 * max(len(ours) + len(theirs), 1):
+        if failed > ERRORS_AT_MOST * max(len(ours) + len(theirs), 1):
             return [Cell(n, side=side, state="error", n_error=failed, reason=f"{failed} images failed") for n in names]
         if min(len(x), len(y)) < 2:
             reason = f"needs two images a side with features, got {len(x)} and {len(y)}"
@@ -84,22 +80,22 @@ class Distribution:
         ]
         value, error = distances.at_infinity(counts, np.asarray(found))
         return Cell(name, side=side, value=value, low=value - 2 * error, high=value + 2 * error, n=n,
-                    note="; ".join(t for t in (few, "two standard errors of the line") if t))  # fmt: skip
+                    note=noted(few, "two standard errors of the line"))  # fmt: skip
 
 
-def _matrix(table: Table) -> np.ndarray:
-    """Features of the rows that have them, (n, f)."""
-    found = [np.asarray(r["features"], np.float64) for r in table if _usable(r)]
+def _matrix(rows: Readings) -> np.ndarray:
+    """Features of the readings that have them, (n, f)."""
+    found = [np.asarray(r.features, np.float64) for r in rows if _usable(r)]
     return np.stack(found) if found else np.zeros((0, 0))
 
 
-def _usable(row: Row) -> bool:
-    return row.get("state", "ok") == "ok" and row.get("features") is not None
+def _usable(row: Reading) -> bool:
+    return row.state == "ok" and row.features is not None
 
 
-def _prompts(ours: Table, theirs: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Number of each usable row's prompt, the same on both sides."""
-    texts = [[str(r.get("prompt", "")) for r in t if _usable(r)] for t in (ours, theirs)]
+def _prompts(ours: Readings, theirs: Readings) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each usable reading's prompt, the same on both sides."""
+    texts = [[r.shot.prompt for r in rows if _usable(r)] for rows in (ours, theirs)]
     names = {p: k for k, p in enumerate(sorted({*texts[0], *texts[1]}))}
     return np.asarray([names[p] for p in texts[0]]), np.asarray([names[p] for p in texts[1]])
 
@@ -117,7 +113,7 @@ def _cell(
     ends = set_interval(of_rows, both)
     fine = ends is not None and np.isfinite(ends).all()
     low, high = ends if fine and ends is not None else (None, None)
-    said = note if fine else "; ".join(t for t in (note, "one prompt: no interval") if t)
+    said = note if fine else noted(note, "one prompt: no interval")
     return Cell(name, side=side, value=measure(x, y), low=low, high=high, n=min(len(x), len(y)),
                 clusters=len(np.unique(both)), note=said)  # fmt: skip
 

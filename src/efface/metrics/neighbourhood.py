@@ -9,53 +9,64 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
 from efface.errors import BadRequest
-from efface.metrics import Cell, Item, Row, Scored, Table, by_prompt, loss_cell, presence
+from efface.gallery.shot import KEPT
+from efface.metrics import Metric
 from efface.numerics.intervals import holm, mcnemar_exact, tango
+from efface.scores.cells import Cell, Left, by_prompt, loss_cell, noted
+from efface.scores.readings import Reading, Readings
+
+if TYPE_CHECKING:
+    from efface.model import Model
 
 __all__ = ["Neighbourhood", "image_space", "text_space"]
 
-KEPT = ("neighbour", "other", "other-style")
 TOO_FEW = 6  # changed pairs below which no exact test can reach 5 %
 FLIP = 1.5  # images of a concept: one that is lost may be chance
 
 
+Nearest = dict[str, dict[str, list[tuple[str, float]]]]
+"""Space -> target -> the nearest concepts with their cosine, nearest first."""
+
+
+class Harm(NamedTuple):
+    """What one kept concept lost."""
+
+    cell: Cell
+    lost: int
+    won: int
+
+
 @dataclass(frozen=True)
-class Neighbourhood:
-    """targets: the erased concepts. text, images: a vector (f,) a concept in each space, targets included; either may
-    be empty. kinds: of concepts; neighbours are sought among those of the target's kind. k: neighbours a target and
-    space. limit: loss of one concept that counts as harm. most: proposals for the keep list.
-    """
+class Neighbourhood(Metric):
+    """Harm of kept concepts, and who is near to whom."""
 
     targets: tuple[str, ...] = ()
+    """The erased concepts."""
     text: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """A vector (f,) a concept in text space, targets included; may be empty."""
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The same in image space."""
     kinds: Mapping[str, str] = field(default_factory=dict)
+    """Of concepts; neighbours are sought among those of the target's kind."""
     k: int = 5
+    """Neighbours a target and space."""
     limit: float = 0.05
+    """Loss of one concept that counts as harm."""
     most: int = 10
+    """Proposals for the keep list, so that others are left to judge on."""
     direction: ClassVar[str] = "down"
-    of_pairs: ClassVar[bool] = False
-    set_dependent: ClassVar[bool] = False
 
-    def features(self, item: Item) -> np.ndarray | None:
-        """The judge's: their mean over a concept's images is its place in image space."""
-        return item.features
-
-    def score(self, item: Item) -> Scored:
-        """Does the judge find the concept? NA when it has no such label."""
-        return presence(item)
-
-    def nearest(self) -> dict[str, dict[str, list[tuple[str, float]]]]:
-        """Space -> target -> the k nearest concepts that are no target, with their cosine, nearest first.
+    def nearest(self) -> Nearest:
+        """The k nearest concepts that are no target.
 
         A target that a space lacks has no neighbours there. Raises BadRequest for a space that lacks all of them.
         """
-        found: dict[str, dict[str, list[tuple[str, float]]]] = {}
+        found: Nearest = {}
         for name, space in (("text", self.text), ("image", self.images)):
             if not space:
                 continue
@@ -68,16 +79,15 @@ class Neighbourhood:
                 found[name][target] = [(names[j], float(row[j])) for j in best]
         return found
 
-    def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
+    def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
         """Harm of every kept concept in pairs with Holm's p; mean and pooled loss by role; the worst; the slope."""
-        table = Table.of(rows).where(lambda r: r.get("role") in KEPT)
-        if not len(table):
+        kept = Readings.of(rows).where(lambda r: r.role in KEPT)
+        if not len(kept):
             return [Cell("harm", state="na", reason="the suite has no kept concept")]
-        base, edited = table.pairs()
-        harms = self._harms(base, edited)
-        cells = [c for c, *_ in harms]
+        harms = _harms(*kept.pairs())
+        cells = [h.cell for h in harms]
         for role in KEPT:
-            cells += _together(role, [h for h in harms if h[0].side == role])
+            cells += _together(role, [h for h in harms if h.cell.side == role])
         return [*cells, _worst(harms), self._slope(cells)]
 
     def proposals(self, cells: Iterable[Cell], keep: Collection[str] = ()) -> list[tuple[str, str]]:
@@ -111,23 +121,6 @@ class Neighbourhood:
         ours, theirs = (_rows([space[n] for n in some]) for some in (targets, names))
         return targets, names, ours @ theirs.T if len(names) and targets else np.zeros((len(targets), len(names)))
 
-    def _harms(self, base: Table, edited: Table) -> list[tuple[Cell, int, int]]:
-        fine = base.states()[0] & edited.states()[0]
-        failed = base.states()[2] | edited.states()[2]
-        b, e = base.flags("hit"), edited.flags("hit")
-        names, codes = base.codes("role", "concept")
-        parts = by_prompt(codes[fine], base.codes("prompt")[1][fine], len(names), (b & ~e)[fine], (e & ~b)[fine])
-        counts = [np.bincount(codes[m], minlength=len(names)) for m in (~fine & ~failed, failed)]
-        found = []
-        for k, (sizes, lost, won) in enumerate(parts):
-            role, concept = (str(part) for part in names[k])
-            n_na, n_error = (int(c[k]) for c in counts)
-            cell = loss_cell("harm", lost, won, sizes, n_na=n_na, n_error=n_error, concept=concept, side=role)
-            found.append((cell, int(lost.sum()), int(won.sum())))
-        scored = [f for f in found if f[0].state == "ok"]
-        adjusted = iter(holm([mcnemar_exact(b, c) for _, b, c in scored]))
-        return [(_told(f[0], f[1] + f[2], next(adjusted)) if f[0].state == "ok" else f[0], *f[1:]) for f in found]
-
     def _slope(self, cells: list[Cell]) -> Cell:
         """Harm against text cosine to the nearest target, points per unit of cosine, least squares over concepts."""
         space, name = (self.text, "text") if self.text else (self.images, "image")
@@ -144,12 +137,28 @@ class Neighbourhood:
                     note=f"loss per unit of cosine in {name} space, two standard errors")  # fmt: skip
 
 
+def _harms(base: Readings, edited: Readings) -> list[Harm]:
+    fine = base.states()[0] & edited.states()[0]
+    failed = base.states()[2] | edited.states()[2]
+    b, e = base.hits(), edited.hits()
+    names, codes = base.codes(lambda r: (r.role, r.concept))
+    parts = by_prompt(codes[fine], base.prompts()[fine], len(names), (b & ~e)[fine], (e & ~b)[fine])
+    columns = [np.bincount(codes[m], minlength=len(names)) for m in (~fine & ~failed, failed)]
+    left = [Left(int(a), int(b)) for a, b in zip(*columns, strict=True)]
+    found = [
+        Harm(loss_cell("harm", lost, won, sizes, left[k], concept, role), int(lost.sum()), int(won.sum()))
+        for k, ((role, concept), (sizes, lost, won)) in enumerate(zip(names, parts, strict=True))
+    ]
+    adjusted = iter(holm([mcnemar_exact(h.lost, h.won) for h in found if h.cell.state == "ok"]))
+    return [_told(h, next(adjusted)) if h.cell.state == "ok" else h for h in found]
+
+
 def _lost(cell: Cell) -> str:
     value, low, high = (f"{100 * (v or 0.0):.1f}" for v in (cell.value, cell.low, cell.high))
     return f"lost {value} points [{low}, {high}], {cell.n} pairs; {cell.note}"
 
 
-def text_space(model: Any, texts: Mapping[str, str]) -> dict[str, np.ndarray]:
+def text_space(model: Model, texts: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Concept -> (d,): the last content row of its text in the model's own encoder, less the row that starts a text.
 
     texts: the text of each concept; those that are longer than the model reads are left out.
@@ -176,34 +185,33 @@ def _rows(vectors: Iterable[np.ndarray]) -> np.ndarray:
     return table / np.maximum(np.linalg.norm(table, axis=-1, keepdims=True), 1e-12) if len(table) else table
 
 
-def _told(cell: Cell, changed: int, p: float) -> Cell:
-    said = "too few changes to test" if changed < TOO_FEW else f"Holm p = {p:.2g}"
-    return replace(cell, note="; ".join(t for t in (cell.note, said) if t))
+def _told(harm: Harm, p: float) -> Harm:
+    said = "too few changes to test" if harm.lost + harm.won < TOO_FEW else f"Holm p = {p:.2g}"
+    return harm._replace(cell=replace(harm.cell, note=noted(harm.cell.note, said)))
 
 
-def _together(role: str, harms: list[tuple[Cell, int, int]]) -> list[Cell]:
+def _together(role: str, harms: list[Harm]) -> list[Cell]:
     """Mean over scored concepts and the pooled loss, one cluster a concept."""
-    scored = [h for h in harms if h[0].state == "ok"]
+    scored = [h for h in harms if h.cell.state == "ok"]
     if not scored:
         return [Cell("harm.pooled", side=role, state="na", reason=f"0 of {len(harms)} scored")] if harms else []
-    sizes, lost, won = (np.asarray(v, np.float64) for v in zip(*((c.n, b, w) for c, b, w in scored), strict=True))
+    columns = zip(*((h.cell.n, h.lost, h.won) for h in scored), strict=True)
+    sizes, lost, won = (np.asarray(v, np.float64) for v in columns)
     pooled = loss_cell("harm.pooled", lost, won, sizes, side=role)
-    note = "; ".join(
-        t for t in (pooled.note.replace("prompt", "concept"), f"{len(scored)} of {len(harms)} scored") if t
-    )
-    mean = float(np.mean([c.value or 0.0 for c, *_ in scored]))
+    note = noted(pooled.note.replace("prompt", "concept"), f"{len(scored)} of {len(harms)} scored")
+    mean = float(np.mean([h.cell.value or 0.0 for h in scored]))
     return [replace(pooled, note=note), Cell("harm.mean", side=role, value=mean, n=int(sizes.sum()), note=note)]
 
 
-def _worst(harms: list[tuple[Cell, int, int]]) -> Cell:
+def _worst(harms: list[Harm]) -> Cell:
     """The concept that lost most; its interval is widened for having been picked among all of them."""
-    scored = [h for h in harms if h[0].state == "ok"]
+    scored = [h for h in harms if h.cell.state == "ok"]
     if not scored:
         return Cell("harm.worst", state="na", reason="no kept concept was scored")
-    cell, lost, won = max(scored, key=lambda h: (h[0].value or 0.0, h[0].concept))
+    cell, lost, won = max(scored, key=lambda h: (h.cell.value or 0.0, h.cell.concept))
     _, low, high = tango(lost, won, cell.n, 1 - 0.05 / len(scored))
-    return replace(cell, name="harm.worst", low=low, high=high,
-                   note=f"{cell.note}; interval for the worst of {len(scored)}")  # fmt: skip
+    note = f"{cell.note}; interval for the worst of {len(scored)}"
+    return replace(cell, name="harm.worst", low=low, high=high, note=note)
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -11,70 +11,66 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import isinf
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from efface.errors import Unavailable
 from efface.judges import Perceptual
-from efface.metrics import Cell, Item, Row, Scored, Table, mean_cell
+from efface.metrics import Metric, Scored, Specimen
 from efface.numerics import pictures
+from efface.scores.cells import Cell, Left, mean_cell, noted
+from efface.scores.readings import Reading, Readings
 
 __all__ = ["Pairs"]
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """measure: which distance. lpips: the loaded judge; without it LPIPS is NA and says how to get one."""
+class Pairs(Metric):
+    """One distance of an edited image to the base's."""
 
     measure: Literal["psnr", "ssim", "lpips", "features", "latents"] = "ssim"
+    """Which distance."""
     lpips: Perceptual | None = None
+    """The loaded judge; without it LPIPS is NA and says how to get one."""
     direction: ClassVar[str] = "same"
     of_pairs: ClassVar[bool] = True
-    set_dependent: ClassVar[bool] = False
 
-    def features(self, item: Item) -> np.ndarray | None:
-        """The judge's, unchanged."""
-        return item.features
-
-    def score(self, item: Item) -> Scored:
+    def score(self, specimen: Specimen) -> Scored:
         """value: dB (psnr), similarity (ssim) or distance; identical images have no PSNR: `ok` without a value.
 
         NA without the base's image, features or latents.
         """
         if self.measure == "latents":
-            return _relative("latent", item.latent, item.base_latent)
+            return _relative("latent", specimen.latent, specimen.base_latent)
         if self.measure == "features":
-            return _relative("feature vector", _unit(item.features), _unit(item.base_features))
-        if item.base is None:
+            return _relative("feature vector", _unit(specimen.features), _unit(specimen.base_features))
+        if specimen.base is None:
             return Scored("na", reason="the base's image at this prompt and seed is missing")
-        if item.base.shape != item.image.shape:
-            return Scored("error", reason=f"the base's image is {item.base.shape}, this one {item.image.shape}")
+        if specimen.base.shape != specimen.image.shape:
+            said = f"the base's image is {specimen.base.shape}, this one {specimen.image.shape}"
+            return Scored("error", reason=said)
         if self.measure == "lpips":
-            return self._lpips(item.image, item.base)
-        x, y = item.image / 255.0, item.base / 255.0
+            return self._lpips(specimen.image, specimen.base)
+        x, y = specimen.image / 255.0, specimen.base / 255.0
         value = pictures.psnr(x, y) if self.measure == "psnr" else pictures.ssim(x, y)
         return Scored(detail={"identical": True}) if isinf(value) else Scored(value=value)
 
-    def aggregate(self, rows: Iterable[Row]) -> list[Cell]:
+    def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
         """The mean of each role with its interval over prompts, and how many pairs were identical."""
-        table = Table.of(rows)
-        cells = []
-        for role in sorted({str(r.get("role", "")) for r in table}):
-            part = table.where(lambda r, role=role: r.get("role", "") == role)
-            ok, na, error = part.states()
-            values = part.numbers()
-            some = ok & np.isfinite(values)
-            same = int((ok & ~some).sum())
-            counts: dict[str, Any] = {"n_na": int(na.sum()), "n_error": int(error.sum())}
-            cell = mean_cell(
-                f"{self.measure}.{role}", values[some], part.codes("prompt")[1][some], side="edited", **counts
-            )
-            if cell.state == "na" and same:
-                cell = replace(cell, reason=f"all {same} pairs are identical", n=same)
-            left_out = f"{same} identical pairs left out" if same and some.any() else ""
-            cells.append(replace(cell, note="; ".join(t for t in (cell.note, left_out) if t)))
-        return cells
+        return [self._role(role, part) for role, part in Readings.of(rows).roles().items()]
+
+    def _role(self, role: str, rows: Readings) -> Cell:
+        ok, na, error = rows.states()
+        values = rows.values()
+        some = ok & np.isfinite(values)
+        same = int((ok & ~some).sum())
+        name = f"{self.measure}.{role}"
+        cell = mean_cell(name, values[some], rows.prompts()[some], Left.of(na, error), side="edited")
+        if cell.state == "na" and same:
+            cell = replace(cell, reason=f"all {same} pairs are identical", n=same)
+        left_out = f"{same} identical pairs left out" if same and some.any() else ""
+        return replace(cell, note=noted(cell.note, left_out))
 
     def _lpips(self, image: np.ndarray, base: np.ndarray) -> Scored:
         try:

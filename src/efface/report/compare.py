@@ -1,48 +1,64 @@
 """Compare: many runs in one table. What stands in one column was measured on the same images by the same judge.
 
 Runs are grouped into tables by base model, suite, sampler, judge and garbage detector; what differs is named. Within a
-table every run has the same base images, so runs are compared in pairs of edited images (same prompt, same seed):
-paired difference to a baseline run, exact McNemar, Holm over the runs of a column, and the smallest difference that so
-many pairs detect. A place is one more than the number of runs that are surely better: ties share it.
+table every run has the same base images, so runs are compared in pairs of edited images (same shot): paired difference
+to a baseline run, exact McNemar, Holm over the runs of a column, and the smallest difference that so many pairs detect.
+A place is one more than the number of runs that are surely better: ties share it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from efface.errors import BadRequest, WrongFile
-from efface.gallery.shot import Item
+from efface.errors import BadRequest
+from efface.gallery.shot import Item, Shot
+from efface.judges.panel import NO_DETECTOR, Versions
 from efface.metrics._run import composites
 from efface.numerics import intervals, planning
-from efface.runs.folder import environment, read_plan, rows_of
-from efface.scores.judging import NO_DETECTOR, record_key
-from efface.scores.tables import Pair, change, loss, pairs_of, rate, tables
+from efface.report.comparison import Block, Comparison, Difference, Entry, HeatCell, HeatRow, RunCost, RunRow, Worst
+from efface.report.report import Report, opened_report
+from efface.runs.folder import environment, records_of, spec_of
+from efface.runs.plan import read_plan
+from efface.runs.spec import Spec
+from efface.scores.scores import Pair, Scores, labels_of
+from efface.scores.tables import NO_LABEL, Loss, Rate, change, loss, rate, scored_labels, tables
 
-__all__ = ["FORMAT", "compare"]
+__all__ = ["COLUMNS", "Column", "column", "compare"]
 
-FORMAT = "efface-compare/1"
-Json = dict[str, Any]
-# column -> (what a heading calls it, its roles, what is counted: shares of edited images or the paired loss)
-COLUMNS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "shown": ("targets shown", ("target", "style", "sensitive"), "edited"),
-    "replaced": ("replaced", ("target", "style", "sensitive"), "replaced"),
-    "garbage": ("garbage", ("target", "style", "sensitive"), "edited_garbage"),
-    "synonyms": ("synonyms shown", ("synonym", "implicit"), "edited"),
-    "neighbours": ("neighbours lost", ("neighbour",), "loss"),
-    "others": ("others lost", ("other",), "loss"),
-    "styles": ("other styles lost", ("other-style",), "loss"),
-    "beside": ("kept beside or in style, lost", ("in-prompt", "beside"), "loss"),
-}
+
+class Column(NamedTuple):
+    """One column of a table."""
+
+    title: str
+    roles: tuple[str, ...]
+    what: str
+    """What is counted: shares of edited images (a field of Pair), or the paired loss."""
+
+
+ERASED = ("target", "style", "sensitive")
 KEPT = ("neighbour", "other", "in-prompt", "beside", "other-style")
+LEFT = ("neighbour", "other", "other-style")  # kept concepts of prompts that name nothing else
+COLUMNS: Mapping[str, Column] = {
+    "shown": Column("targets shown", ERASED, "edited"),
+    "replaced": Column("replaced", ERASED, "replaced"),
+    "garbage": Column("garbage", ERASED, "edited_garbage"),
+    "synonyms": Column("synonyms shown", ("synonym", "implicit"), "edited"),
+    "neighbours": Column("neighbours lost", ("neighbour",), "loss"),
+    "others": Column("others lost", ("other",), "loss"),
+    "styles": Column("other styles lost", ("other-style",), "loss"),
+    "beside": Column("kept beside or in style, lost", ("in-prompt", "beside"), "loss"),
+}
 BETTER = {"edited": -1, "edited_garbage": -1, "replaced": 1, "loss": 1}  # sign of more edited hits
 ENOUGH = 5  # images of a concept below which it is not called the worst and not shaded
+CHANGES = 0.005  # share of pairs that change by chance at least
 FIELDS = ("base", "suite", "suite_hash", "sampling", "judge", "garbage detector")  # what has to be equal in one column
+Pairs = Mapping[str, Sequence[Pair]]
+"""Run -> its pairs."""
 
 
 @dataclass(frozen=True)
@@ -50,54 +66,48 @@ class Run:
     """One finished run as it lies on disk."""
 
     name: str
-    spec: Json
-    items: tuple[Item, ...]
-    rows: tuple[Json, ...]
-    report: Json
+    spec: Spec
+    scores: Scores
+    """As its report counted them."""
+    report: Report
+    versions: Versions
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> Run:
+        """Raises WrongFile for a folder that is no finished run."""
+        report = opened_report(folder, f"{folder} is no finished run; efface status {folder} says how far it is")
+        spec, plan = spec_of(folder), read_plan(folder)
+        # without a judge nobody looked for garbage either
+        seen = [seat.version for seat in report.judges]
+        versions = Versions(seen[0], seen[1] if len(seen) > 1 else NO_DETECTOR)
+        mine = (r for r in records_of(folder) if (r.side, r.image) in plan.images)
+        scores = Scores.of(plan.items, (r for r in mine if r.key == versions.record(r.side, r.image)))
+        return cls(name, spec, scores, report, versions)
 
     def field(self, name: str) -> str:
-        versions = dict(zip(("judge", "garbage detector"), _versions(self.report), strict=True))
-        return versions[name] if name in versions else str(self.spec[name])
+        """What has to be equal in one column."""
+        own = {"judge": self.versions.judge, "garbage detector": self.versions.garbage}
+        return own[name] if name in own else str(getattr(self.spec, name))
 
     @property
     def labels(self) -> frozenset[str]:
         """What the judge could name: an NA row of the report says what it could not."""
-        asked = {a.label for i in self.items for a in i.asks}
-        rows = (r for t in self.report["tables"] for r in t["rows"])
-        return frozenset(asked - {r["name"] for r in rows if r["reason"] == "the judge does not know this label"})
+        rows = (r for t in self.report.tables for r in t.rows)
+        return self.scores.asked - {r.name for r in rows if r.reason == NO_LABEL}
 
 
-def _versions(report: Json) -> tuple[str, str]:
-    """Of the judge and of the garbage detector; without a judge nobody looked for garbage either."""
-    judges = report["judges"]
-    return str(judges[0]["version"]), str(judges[1]["version"] if len(judges) > 1 else NO_DETECTOR)
-
-
-def read(folder: Path, name: str) -> Run:
-    """The run as its report counted it. Raises WrongFile for a folder that is no finished run."""
-    try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise WrongFile(f"{folder} is no finished run; efface status {folder} says how far it is") from None
-    items, plan = read_plan(folder)
-    planned = {(side, key) for side, part in plan["sides"].items() for key in part["keys"]}
-    judge, garbage = _versions(report)
-    rows = (r for r in rows_of(folder) if (r["side"], r["image"]) in planned)
-    mine = (r for r in rows if r["key"] == record_key(r["side"], r["image"], judge, garbage))
-    return Run(name, spec, tuple(items), tuple(mine), report)
-
-
-def compare(folders: Sequence[Path], baseline: Path | None = None, common: bool = False) -> Json:
+def compare(
+    folders: Sequence[Path], baseline: Path | None = None, common: bool = False, metrics: Sequence[str] = ()
+) -> Comparison:
     """Runs -> tables, one for each set of runs that may stand in one column.
 
-    common: runs whose suites differ are put together on the images that all of them drew. Raises BadRequest,
-    WrongFile.
+    common: runs whose suites differ are put together on the images that all of them drew. metrics: cells of the runs'
+    own reports, by name, as further columns. Raises BadRequest, WrongFile.
     """
     if not folders:
         raise BadRequest("name at least one run folder")
     short = len({f.name for f in folders}) == len(folders)
-    runs = [read(f, f.name if short else f.as_posix()) for f in folders]
+    runs = [Run.read(f, f.name if short else f.as_posix()) for f in folders]
     chosen = (r.name for r, f in zip(runs, folders, strict=True) if baseline and f.resolve() == baseline.resolve())
     first = next(chosen, "")
     if baseline and not first:
@@ -106,68 +116,71 @@ def compare(folders: Sequence[Path], baseline: Path | None = None, common: bool 
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(run.field(f) for f in fields), []).append(run)
-    blocks = [_block(group, first, common) for group in groups.values()]
-    apart = _apart(list(groups.values()), fields)
-    return {"format": FORMAT, "tables": blocks, "apart": apart, "environment": environment()}
+    blocks = tuple(_block(group, first, common, metrics) for group in groups.values())
+    return Comparison(blocks, _apart(list(groups.values()), fields), environment())
 
 
-def _apart(groups: Sequence[Sequence[Run]], fields: Sequence[str]) -> list[str]:
+def _apart(groups: Sequence[Sequence[Run]], fields: Sequence[str]) -> tuple[str, ...]:
     """Why there is more than one table: the fields that differ from those of the first."""
     said = []
     for number, group in enumerate(groups[1:], 2):
         differ = [f.replace("_", " ") for f in fields if group[0].field(f) != groups[0][0].field(f)]
         said.append(f"Table {number} shares no column with table 1: its {', '.join(differ)} is another.")
-    return said
+    return tuple(said)
 
 
-def _block(runs: Sequence[Run], baseline: str, common: bool) -> Json:
-    items = _shared(runs) if common else runs[0].items
-    pairs = {run.name: pairs_of(items, run.rows) for run in runs}
+def _block(runs: Sequence[Run], baseline: str, common: bool, metrics: Sequence[str]) -> Block:
+    items = _shared(runs) if common else runs[0].scores.items
+    scores = {run.name: replace(run.scores, items=items) for run in runs}
     _same_base(runs, items)
-    names = list(pairs)
-    first = baseline if baseline in names else names[0]
-    scored = _scored(runs[0], items)
-    kept = {n: [p for p in found if (p.role, p.label) in scored and p.state == "ok"] for n, found in pairs.items()}
-    columns = {key: _column(key, kept, first) for key in COLUMNS}
-    return {
-        "suite": runs[0].report["suite"], "base": runs[0].report["asked"]["model"],
-        "judge": runs[0].report["judges"][0], "garbage detector": runs[0].field("garbage detector"),
-        "concepts": [c["name"] for c in runs[0].report["asked"]["concepts"]],
-        "images": len(items), "common": common, "baseline": first,
-        "absent": {t["label"]: t["rows"][0]["reason"] for t in runs[0].report["tables"] if t["pooled"] is None},
-        "runs": [_run_row(run, columns, kept[run.name]) for run in runs],
-        "columns": {key: COLUMNS[key][0] for key, column in columns.items() if column},
-        "heat": _heat(kept),
-        "scores": composites(kept),
-    }  # fmt: skip
+    first = baseline if baseline in scores else runs[0].name
+    found = tables(scores[runs[0].name], runs[0].labels)
+    scored = scored_labels(found, "ok", "error")  # the base decides, and the base is the same for all runs of a table
+    kept = {n: [p for p in s.pairs if (p.role, p.label) in scored and p.state == "ok"] for n, s in scores.items()}
+    columns = {key: column(key, kept, first) for key in COLUMNS}
+    own = {name: _metric_column(name, runs) for name in metrics}
+    head = runs[0].report
+    return Block(
+        suite=head.suite,
+        base=head.asked.model,
+        judge=head.judges[0],
+        garbage_detector=runs[0].versions.garbage,
+        concepts=tuple(c.name for c in head.asked.concepts),
+        images=len(items),
+        common=common,
+        baseline=first,
+        absent={t.label: t.rows[0].reason for t in head.tables if t.pooled is None},
+        runs=tuple(_run_row(run, columns | own, kept[run.name]) for run in runs),
+        columns={key: COLUMNS[key].title for key, cells in columns.items() if cells} | {name: name for name in own},
+        heat=_heat(kept),
+        scores=tuple(composites(kept)),
+    )
 
 
 def _shared(runs: Sequence[Run]) -> tuple[Item, ...]:
     """Images that every run drew, with the questions that every run asked. Raises BadRequest when there are none."""
-    asked = [{(i.prompt, i.seed, i.guidance): set(i.asks) for i in run.items} for run in runs]
+    asked = [{i.shot: set(i.asks) for i in run.scores.items} for run in runs]
     found = []
-    for item in runs[0].items:
-        places = [a.get((item.prompt, item.seed, item.guidance), set()) for a in asked]
-        asks = tuple(a for a in item.asks if all(a in p for p in places))
+    for item in runs[0].scores.items:
+        asks = tuple(a for a in item.asks if all(a in known.get(item.shot, ()) for known in asked))
         if asks:
-            found.append(Item(item.prompt, item.seed, asks, item.guidance))
+            found.append(Item(item.shot, asks))
     if not found:
         raise BadRequest("these runs share no image of the same role; compare them without --common")
     return tuple(found)
 
 
 def _same_base(runs: Sequence[Run], items: Sequence[Item]) -> None:
-    wanted = {(i.prompt, i.seed, i.guidance) for i in items}
+    """Raise BadRequest for runs whose base images differ at these items."""
+    wanted = {i.shot for i in items}
 
-    def base(run: Run) -> dict[Any, str]:
-        rows = (r for r in run.rows if r["side"] == "base")
-        places = (((r["prompt"], r["seed"], r.get("guidance")), r.get("pixels", "")) for r in rows)
-        return {place: pixels for place, pixels in places if place in wanted}
+    def base(run: Run) -> dict[Shot, str]:
+        return {shot: record.pixels for shot, record in run.scores.places["base"].items() if shot in wanted}
 
     first = base(runs[0])
     for run in runs[1:]:
         other = base(run)
-        differ = sum(other[place] != pixels for place, pixels in first.items())
+        differ = sum(other.get(shot) != pixels for shot, pixels in first.items())
         if differ:
             raise BadRequest(
                 f"{runs[0].name} and {run.name} have other base images at {differ} of {len(first)} prompts; "
@@ -175,50 +188,57 @@ def _same_base(runs: Sequence[Run], items: Sequence[Item]) -> None:
             )
 
 
-def _scored(run: Run, items: Sequence[Item]) -> set[tuple[str, str]]:
-    """(role, label) that are scored: the base decides, and the base is the same for all runs of a table."""
-    found = tables(items, run.rows, run.labels)
-    return {(t["role"], r["name"]) for t in found for r in t["rows"] if r["state"] in ("ok", "error")}
-
-
 # --- one column ------------------------------------------------------------------------------------------------------
 
 
-def _column(key: str, pairs: dict[str, list[Pair]], baseline: str) -> dict[str, Json]:
+def column(key: str, pairs: Pairs, baseline: str) -> dict[str, Entry]:
     """Cells by run; {} where the suite lacks the roles. A run that failed at some image keeps the others' pairs."""
     _, roles, what = COLUMNS[key]
-    chosen = {n: {(p.role, p.label, p.prompt, p.seed): p for p in ps if p.role in roles} for n, ps in pairs.items()}
+    chosen = {n: {(p.role, p.label, p.shot): p for p in ps if p.role in roles} for n, ps in pairs.items()}
     shared = set.intersection(*(set(c) for c in chosen.values()))
     if not shared:
         return {}
     order = [place for place in chosen[baseline] if place in shared]
     rows = {name: [c[place] for place in order] for name, c in chosen.items()}
     hits = {name: _hits(found, what) for name, found in rows.items()}
-    cells: dict[str, Json] = {}
-    for name, found in rows.items():
-        cells[name] = {"cell": loss(found) | {"n": len(found)} if what == "loss" else rate(found, what)}
-        if name != baseline:
-            cells[name]["difference"] = _against(found, hits[name], hits[baseline], what)
-    others = [n for n in cells if n != baseline]
-    adjusted = intervals.holm([cells[n]["difference"]["p"] for n in others])
-    for name, p in zip(others, adjusted, strict=True):
-        cells[name]["difference"]["p_holm"] = float(p)
-    for name, place in _places(rows, hits, what).items():
-        cells[name]["place"] = place
-    return cells
+    differences = {n: _against(found, hits[n], hits[baseline], what) for n, found in rows.items() if n != baseline}
+    adjusted = intervals.holm([d.p for d in differences.values()])
+    differences = {n: replace(d, p_holm=float(p)) for (n, d), p in zip(differences.items(), adjusted, strict=True)}
+    places = _places(rows, hits, what)
+    return {n: Entry(_cell(found, what), differences.get(n), places[n]) for n, found in rows.items()}
+
+
+def _metric_column(name: str, runs: Sequence[Run]) -> dict[str, Entry]:
+    """Cells by run of what the runs' own reports measured over all concepts; absent where it is NA."""
+    found = {
+        run.name: [c for c in run.report.metrics if c.name == name and not c.concept and c.side != "base"]
+        for run in runs
+    }
+    if not any(found.values()):
+        known = sorted({c.name for run in runs for c in run.report.metrics if not c.concept and c.side != "base"})
+        raise BadRequest(f"no run measured {name!r}; known: {', '.join(known) or 'none: audit with --metric'}")
+    return {n: Entry(cells[0]) for n, cells in found.items() if cells and cells[0].state == "ok"}
+
+
+def _cell(pairs: Sequence[Pair], what: str) -> Loss | Rate:
+    if what == "loss":
+        return replace(loss(pairs), n=len(pairs))
+    found = rate(pairs, what)
+    assert found is not None
+    return found
 
 
 def _hits(pairs: Sequence[Pair], what: str) -> list[bool]:
     return [p.edited if what == "loss" else bool(getattr(p, what)) for p in pairs]
 
 
-def _against(pairs: Sequence[Pair], own: Sequence[bool], other: Sequence[bool], what: str) -> Json:
+def _against(pairs: Sequence[Pair], own: Sequence[bool], other: Sequence[bool], what: str) -> Difference:
     """This run minus the baseline, in the unit of the column."""
     first, second = (other, own) if what == "loss" else (own, other)
     found, n = change(pairs, first, second), len(pairs)
     lost = sum(a and not b for a, b in zip(first, second, strict=True))
-    flips = max(min(lost, found["changed"] - lost) / n, 0.005)
-    return found | {"n": n, "detectable": _detectable(n, round(flips, 3))}
+    flips = max(min(lost, found.changed - lost) / n, CHANGES)
+    return Difference(**vars(replace(found, n=n)), detectable=_detectable(n, round(flips, 3)))
 
 
 @cache
@@ -226,7 +246,7 @@ def _detectable(n: int, flips: float) -> float | None:
     return planning.detectable_loss(n, flips)
 
 
-def _places(rows: dict[str, list[Pair]], hits: dict[str, list[bool]], what: str) -> dict[str, int]:
+def _places(rows: Pairs, hits: Mapping[str, list[bool]], what: str) -> dict[str, int]:
     """One more than the number of runs that are better for sure (Holm over all pairs of runs)."""
     duels = list(combinations(rows, 2))
     more = [sum(a and not b for a, b in zip(hits[one], hits[two], strict=True)) for one, two in duels]
@@ -239,48 +259,58 @@ def _places(rows: dict[str, list[Pair]], hits: dict[str, list[bool]], what: str)
     return {name: 1 + k for name, k in beaten.items()}
 
 
-def _run_row(run: Run, columns: dict[str, dict[str, Json]], pairs: list[Pair]) -> Json:
-    asked, cost = run.report["asked"], run.report.get("cost", {})
-    kept = [p for p in pairs if p.role in ("neighbour", "other", "other-style")]
-    return {
-        "run": run.name, "method": asked.get("method", "unknown"), "preset": asked.get("preset", ""),
-        "patch": run.spec["patch"] or run.spec["edited"], "control": bool(asked.get("control")),
-        "gate": run.report.get("gate", {}).get("state", ""), "flags": run.report.get("flags", []),
-        "cells": {key: column[run.name] for key, column in columns.items() if column},
-        "worst target": _worst(pairs, ("target", "style", "sensitive"), lambda f: sum(p.edited for p in f) / len(f)),
-        "worst kept": _worst(pairs, KEPT, lambda f: sum(p.base - p.edited for p in f) / len(f)),
-        "kept": loss(kept) if kept else None,
-        "cost": {k: cost.get(k) for k in ("seconds", "base images drawn", "edited images drawn", "bytes of the patch")},
-    }  # fmt: skip
+# --- one run, one concept --------------------------------------------------------------------------------------------
 
 
-def _worst(pairs: Sequence[Pair], roles: Sequence[str], of: Callable[[list[Pair]], float]) -> Json | None:
-    by_label: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        if pair.role in roles:
-            by_label.setdefault(pair.label, []).append(pair)
+def _run_row(run: Run, columns: Mapping[str, Mapping[str, Entry]], pairs: Sequence[Pair]) -> RunRow:
+    report, kept = run.report, [p for p in pairs if p.role in LEFT]
+    cost = report.cost
+    return RunRow(
+        run=run.name,
+        method=report.asked.method,
+        preset=report.asked.preset,
+        patch=run.spec.patch or run.spec.edited,
+        control=bool(report.asked.control),
+        gate=report.gate.state if report.gate else "",
+        flags=report.flags,
+        cells={key: cells[run.name] for key, cells in columns.items() if run.name in cells},
+        worst_target=_worst(pairs, ERASED, _shown),
+        worst_kept=_worst(pairs, KEPT, _lost),
+        kept=loss(kept) if kept else None,
+        cost=RunCost(cost.seconds, cost.base_images_drawn, cost.edited_images_drawn, cost.bytes_of_the_patch),
+    )
+
+
+def _shown(pairs: Sequence[Pair]) -> float:
+    return sum(p.edited for p in pairs) / len(pairs)
+
+
+def _lost(pairs: Sequence[Pair]) -> float:
+    return sum(p.base - p.edited for p in pairs) / len(pairs)
+
+
+def _worst(pairs: Sequence[Pair], roles: Sequence[str], of: Callable[[Sequence[Pair]], float]) -> Worst | None:
+    by_label = labels_of([p for p in pairs if p.role in roles])
     values = [(of(found), label) for label, found in by_label.items() if len(found) >= ENOUGH]
     if not values:
         return None
     value, label = max(values)
-    return {"name": label, "value": value, "n": len(by_label[label])}
+    return Worst(label, value, len(by_label[label]))
 
 
-def _heat(pairs: dict[str, list[Pair]]) -> list[Json]:
+def _heat(pairs: Pairs) -> tuple[HeatRow, ...]:
     """One row a concept: the share of edited images that show a target, the loss of a kept concept, for each run."""
-    found: dict[tuple[str, str], dict[str, list[Pair]]] = {}
+    found: dict[tuple[bool, str], dict[str, list[Pair]]] = {}
     for name, rows in pairs.items():
         for p in rows:
             if p.role in ("target", "style", *KEPT):
-                kind = "target" if p.role in ("target", "style") else "kept"
-                found.setdefault((kind, p.label), {}).setdefault(name, []).append(p)
-    heat = []
-    for (kind, label), by_run in sorted(found.items(), key=lambda f: (f[0][0] == "kept", f[0][1])):
-        cells = {}
-        for name, rows in by_run.items():
-            edited = sum(p.edited for p in rows) / len(rows)
-            base = sum(p.base for p in rows) / len(rows)
-            value = edited if kind == "target" else base - edited
-            cells[name] = {"value": value, "n": len(rows), "few": len(rows) < ENOUGH}
-        heat.append({"concept": label, "kind": kind, "cells": cells})
-    return heat
+                found.setdefault((p.role in KEPT, p.label), {}).setdefault(name, []).append(p)
+    return tuple(
+        HeatRow(label, "kept" if kept else "target", {name: _heat_cell(rows, kept) for name, rows in by_run.items()})
+        for (kept, label), by_run in sorted(found.items())
+    )
+
+
+def _heat_cell(rows: Sequence[Pair], kept: bool) -> HeatCell:
+    edited, base = sum(p.edited for p in rows) / len(rows), sum(p.base for p in rows) / len(rows)
+    return HeatCell(base - edited if kept else edited, len(rows), len(rows) < ENOUGH)

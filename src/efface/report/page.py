@@ -2,44 +2,39 @@
 
 The page order follows what readers look for: verdict, pictures, rates with denominators and intervals, what
 was not measured, limits, then everything needed to repeat it (Liang et al., HELM, TMLR 2023; Mitchell et al.,
-model cards, FAT* 2019). Nothing here computes a number: a report arrives as a dictionary, "efface-report/1".
+model cards, FAT* 2019). Nothing here computes a number.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Printed
 from rich.text import Text
 
 from efface.errors import WrongFile
 from efface.files import write_bytes
+from efface.report.report import Report
+from efface.report.words import cell_text, known, percent, points
+from efface.scores.forms import Plain, plain
+from efface.scores.tables import Loss, Rate, Row
 
-__all__ = ["FORMAT", "cell_text", "pages", "percent", "points", "render", "table_text", "write"]
+__all__ = ["pages", "render", "table_text", "write"]
 
-FORMAT = "efface-report/1"
 DIRECTIONS = {"down": ("↓", "should fall"), "up": ("↑", "should rise"), "same": ("=", "should stay")}
 LISTED = 8  # longer groups stand as their pooled row in the terminal, folded on the page
 SHOWN_WIDTH = 256  # pixels; larger images are embedded reduced, the gallery keeps the originals
-
-# What may be absent, and what stands in its place; the other keys are required.
-OPTIONAL: dict[str, Any] = {
-    "asked": {}, "sheets": [], "garbage": {}, "not_measured": [], "limits": [], "recipe": {}, "judges": [],
-    "suite": {}, "hashes": {}, "environment": {}, "cost": {}, "images": "", "flags": [], "gate": {}, "sweeps": [],
-    "detectable": [], "records": {}, "scores": [], "metrics": [], "neighbourhood": {},
-}  # fmt: skip
-Json = dict[str, Any]
+OPTIONAL = ("loss", "garbage", "replaced")  # columns of a table that may be empty
 
 
 class Picture(NamedTuple):
@@ -49,12 +44,18 @@ class Picture(NamedTuple):
     small: bool
 
 
-def render(report: Json, image: Callable[[str], bytes]) -> str:
+def render(report: Report, image: Callable[[str], bytes]) -> str:
     """The page as one HTML text; `image` gives the bytes of an image by its key in the report."""
-    content = _checked(report)
+    _check(report)
     picture = cache(lambda key: _picture(key, image(key)))
     template = pages().get_template("report.html.j2")
-    return template.render(r=content, picture=picture, directions=DIRECTIONS, listed=LISTED, columns=_columns(content))
+    return template.render(r=report, picture=picture, directions=DIRECTIONS, listed=LISTED, columns=_columns(report))
+
+
+def _check(report: Report) -> None:
+    wrong = sorted({table.direction for table in report.tables} - set(DIRECTIONS))
+    if wrong:
+        raise WrongFile(f"expected direction {', '.join(DIRECTIONS)}, got {wrong[0]!r}; measure again")
 
 
 @cache
@@ -67,97 +68,68 @@ def pages() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(pct=percent, points=points, plain=_plain_text)
+    environment.filters.update(pct=percent, points=points, plain=_plain_text, entries=_entries, lines=_lines)
     environment.tests.update(
-        longer=lambda rows: len(rows) > LISTED, group=_is_group, records=_is_records, alike=_is_alike
+        longer=lambda rows: len(rows) > LISTED, known=known, group=_is_group, records=_is_records, alike=_is_alike
     )
     return environment
 
 
-def write(report: Json, folder: Path, image: Callable[[str], bytes]) -> Path:
+def _entries(value: object) -> list[tuple[str, Plain]]:
+    """Of a dataclass or a table."""
+    found = plain(value)
+    return list(found.items()) if isinstance(found, dict) else []
+
+
+def _lines(rows: Sequence[object]) -> list[Plain]:
+    """Dataclasses or tables as what JSON holds."""
+    return [plain(row) for row in rows]
+
+
+def write(report: Report, folder: Path, image: Callable[[str], bytes]) -> Path:
     """Writes report.json and report.html into `folder`, each whole or not at all; returns the page's path."""
     page = render(report, image)
-    content = json.dumps(_checked(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    content = json.dumps(report.content(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     for name, text in (("report.json", content), ("report.html", page)):
         write_bytes(folder / name, text.encode("utf-8", "replace"))
     return folder / "report.html"
 
 
-def table_text(report: Json) -> str:
+def table_text(report: Report) -> str:
     """The verdict and the table as Markdown text: it reads in a terminal and pastes into an issue."""
-    content = _checked(report)
-    columns = _columns(content)
-    table, notes = Table(box=box.MARKDOWN), []
+    columns = _columns(report)
+    table, notes = Printed(box=box.MARKDOWN), []
     table.add_column("concept", no_wrap=True)
     heads = ["base, %", "edited, %"] + ["loss, points" if c == "loss" else f"{c}, %" for c in columns]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
-    for group in content["tables"]:
-        arrow, meaning = DIRECTIONS[group["direction"]]
-        table.add_row(Text(f"{_line(group['label'])} {arrow} {meaning}"), *[""] * len(heads))
-        pooled = [group["pooled"]] if group.get("pooled") else []
-        shown = group["rows"] if len(group["rows"]) <= LISTED or not pooled else []
+    for group in report.tables:
+        arrow, meaning = DIRECTIONS[group.direction]
+        table.add_row(Text(f"{_line(group.label)} {arrow} {meaning}"), *[""] * len(heads))
+        pooled = [group.pooled] if group.pooled else []
+        shown = list(group.rows) if len(group.rows) <= LISTED or not pooled else []
         for row in shown + pooled:
             table.add_row(*(Text(text) for text in _text_row(row, columns)))
-            said = [row[key] for key in ("reason", "note") if row.get(key) and row not in pooled]
-            notes += [f"{_line(row['name'])}: {_line(text)}" for text in said]
-    # A fixed, generous width: the same report gives the same text in every terminal.
+        notes += [f"{_line(row.name)}: {_line(text)}" for row in shown for text in (row.reason, row.note) if text]
+    top = [_line(report.title), _line(report.verdict.line), ""]
+    return "\n".join([*top, *_printed(table), "", "Rates in per cent with 95 % intervals.", *notes]) + "\n"
+
+
+def _printed(table: Printed) -> list[str]:
+    """Lines of a fixed, generous width: the same report gives the same text in every terminal."""
     out = StringIO()
     Console(file=out, width=4000, color_system=None, force_terminal=False, legacy_windows=False).print(table)
-    lines = [line.strip() for line in out.getvalue().splitlines() if line.strip()]
-    top = [_line(content["title"]), _line(content["verdict"]["line"]), ""]
-    return "\n".join([*top, *lines, "", "Rates in per cent with 95 % intervals.", *notes]) + "\n"
+    return [line.strip() for line in out.getvalue().splitlines() if line.strip()]
 
 
-def percent(cell: Mapping[str, Any] | None) -> str:
-    """Rate of a cell in per cent, one decimal; never 0.0 or 100.0 unless it is none or all of them."""
-    if cell is None or cell.get("rate") is None:
-        return "NA"
-    text = f"{100 * cell['rate']:.1f}"
-    if text == "0.0" and cell["hits"] > 0:
-        return "<0.1"
-    return ">99.9" if text == "100.0" and cell["hits"] < cell["n"] else text
-
-
-def points(value: float | None, sign: bool = False) -> str:
-    """A difference or the end of an interval in per cent or points, with a true minus."""
-    if value is None:
-        return "NA"
-    text = f"{100 * value:.1f}"
-    text = "0.0" if text == "-0.0" else text
-    return ("+" + text if sign and float(text) > 0 else text).replace("-", "−")
-
-
-def _checked(report: Json) -> Json:
-    """A plain copy with defaults filled in, or one sentence that says what is wrong with it."""
-    if report.get("format") != FORMAT:
-        raise WrongFile(f"expected a report of format {FORMAT}, got {report.get('format')!r}; measure again")
-    missing = [key for key in ("title", "verdict", "tables") if key not in report]
-    if missing:
-        raise WrongFile(f"expected a report with {', '.join(missing)}, got none of them; measure again")
-    wrong = sorted({str(group.get("direction")) for group in report["tables"]} - set(DIRECTIONS))
-    if wrong:
-        raise WrongFile(f"expected direction {', '.join(DIRECTIONS)}, got {wrong[0]!r}; measure again")
-    return _finite({**OPTIONAL, **report})
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: what is not a number becomes null, which is printed as NA."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if hasattr(value, "item"):  # a scalar of numpy or torch
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def _columns(report: Json) -> list[str]:
+def _columns(report: Report) -> list[str]:
     """The optional columns that at least one row fills; one set for all groups keeps them aligned."""
-    rows = [row for group in report["tables"] for row in [*group["rows"], group.get("pooled") or {}]]
-    return [name for name in ("loss", "garbage", "replaced") if any(row.get(name) for row in rows)]
+    rows = [row for table in report.tables for row in (*table.rows, table.pooled) if row]
+    return [name for name in OPTIONAL if any(_cell(row, name) for row in rows)]
+
+
+def _cell(row: Row, column: str) -> Rate | Loss | None:
+    return getattr(row, column)
 
 
 def _picture(key: str, raw: bytes) -> Picture:
@@ -180,20 +152,11 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _text_row(row: Json, columns: list[str]) -> list[str]:
-    state = str(row.get("state", "ok"))
-    first = [_line(row["name"]), cell_text(row.get("base"))]
-    if state != "ok":
-        return [*first, state.upper(), *("" for _ in columns)]
-    return [*first, *(cell_text(row.get(column)) for column in ("edited", *columns))]
-
-
-def cell_text(cell: Json | None) -> str:
-    if cell is None:
-        return ""
-    if "estimate" in cell:
-        return f"{points(cell['estimate'], True)} [{points(cell['low'])}, {points(cell['high'])}]"
-    return f"{percent(cell)} [{points(cell['low'])}, {points(cell['high'])}] {cell['hits']}/{cell['n']}"
+def _text_row(row: Row, columns: Sequence[str]) -> list[str]:
+    first = [_line(row.name), cell_text(row.base)]
+    if row.state != "ok":
+        return [*first, row.state.upper(), *("" for _ in columns)]
+    return [*first, *(cell_text(_cell(row, column)) for column in ("edited", *columns))]
 
 
 def _line(text: object) -> str:
@@ -201,26 +164,27 @@ def _line(text: object) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text)).replace("|", "¦")
 
 
-def _plain_text(value: Any) -> str:
+def _plain_text(value: object) -> str:
     """A leaf of the recipe in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}".replace("-", "−")
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(_plain_text(item) for item in value) or "none"
     return "none" if value is None or value == {} else str(value) or "not stated"
 
 
-def _is_group(value: Any) -> bool:
+def _is_group(value: object) -> bool:
     return isinstance(value, Mapping) and bool(value)
 
 
-def _is_records(value: Any) -> bool:
+def _is_records(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
-def _is_alike(value: Any) -> bool:
+def _is_alike(value: object) -> bool:
     """Flat records with the same keys read better as a table than as a list of lists."""
-    flat = _is_records(value) and not any(isinstance(x, Mapping) for item in value for x in item.values())
-    return flat and all(list(item) == list(value[0]) for item in value)
+    rows = cast("list[Mapping[str, object]]", value) if _is_records(value) else []
+    flat = bool(rows) and not any(isinstance(x, Mapping) for row in rows for x in row.values())
+    return flat and all(list(row) == list(rows[0]) for row in rows)

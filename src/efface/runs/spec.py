@@ -1,57 +1,164 @@
-"""What an audit is asked: two models, a request, a suite, and how it is drawn; what that freezes and plans."""
+"""What an audit is asked: two models, a request, a suite, and how it is drawn; and all that this decides.
+
+Everything about the request is settled here, once: a RunPlan says what is drawn, by whom it is judged, and what the
+report says of it. Nothing that comes later looks at the Audit again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
-from efface.errors import BadRequest
+from efface.errors import BadRequest, WrongFile
 from efface.gallery.drawing import Sampling, Side, fingerprint
-from efface.gallery.shot import Item
+from efface.gallery.shot import Item, Shot
+from efface.judges.panel import Brief
 from efface.registry import configure
 from efface.request import Concept, Request
-from efface.suites import Known, Plan, suite_hash
+from efface.runs.prompts import fitted
+from efface.scores.forms import SPARE
+from efface.suites import Entry, Known, Plan, Suite, suite_hash
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from efface.model import Model
     from efface.patch import Patch
 
-__all__ = ["Audit", "request_of"]
+__all__ = ["Asked", "AskedConcept", "Audit", "RunPlan", "Sampler", "Spec", "SuiteUsed", "request_of"]
 
 
-def request_of(patch: Patch) -> Request:
-    """The request that stands in a patch's recipe."""
-    row = patch.recipe["request"]
-    return Request(tuple(_concept(c) for c in row["concepts"]), tuple(row["keep"]), row["seed"], row["preset"])
+@dataclass(frozen=True)
+class Spec:
+    """What decides a run: the same spec goes on with the same folder."""
+
+    base: str
+    """Identity of the base model."""
+    patch: str
+    """Hash of the patch; empty for an edited model."""
+    edited: str
+    """Identity of the edited model; empty for a patch."""
+    suite: str
+    suite_hash: str
+    sampling: str
+    request: Mapping[str, object]
+    control: bool = False
+    judge: str = ""
+    settings: tuple[tuple[str, str], ...] = ()
+    store_images: bool = False
+
+    def line(self) -> dict[str, object]:
+        """As spec.json holds it; what is not asked for is left out."""
+        extra = {w: getattr(self, w) for w in ("control", "judge", "settings", "store_images")}
+        always = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in extra}
+        return {"format": "efface-run/1", **always, **{k: v for k, v in extra.items() if v}}
 
 
-def _concept(row: dict[str, Any]) -> Concept:
-    fields: dict[str, Any] = row | {"synonyms": tuple(row["synonyms"]), "keep": tuple(row["keep"])}
-    return Concept(**fields)
+@dataclass(frozen=True)
+class AskedConcept:
+    """One concept as the report names it."""
+
+    name: str
+    kind: str
+    anchor: str | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, as the report says it."""
+
+    model: str
+    concepts: tuple[AskedConcept, ...]
+    keep: tuple[str, ...]
+    method: str
+    preset: str
+    seed: int
+    suite: str
+    command: str
+    control: bool | None = field(default=None, metadata=SPARE)
+    """Whether the edited side is declared to be no edit."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How images were drawn."""
+
+    steps: int
+    guidance: float
+    dtype: str
+    scheduler: str
+
+
+@dataclass(frozen=True)
+class SuiteUsed:
+    """What was drawn, as the report says it."""
+
+    name: str
+    version: str
+    hash: str
+    prompts: int
+    images: int
+    sampler: Sampler
+    settings: Mapping[str, str] | None = field(default=None, metadata=SPARE)
+    private: bool | None = field(default=None, metadata=SPARE)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that is decided before the first image is drawn."""
+
+    spec: Spec
+    items: tuple[Item, ...]
+    """What is drawn, and what is asked of each picture."""
+    told: tuple[Item, ...]
+    """The same as records and reports name it: prompts are veiled where the suite is private."""
+    sides: tuple[Side, Side]
+    """Base and edited."""
+    sampling: Sampling
+    judge: str
+    """NAME or NAME:WHERE of who reports."""
+    brief: Brief
+    """What the judge is asked for."""
+    private: bool
+    """Whether pictures are kept out of the cache, and blurred."""
+    hidden: bool
+    """Whether they are dropped once they are judged."""
+    absent: Mapping[str, str]
+    """Roles that are NA, with the reason."""
+    not_measured: tuple[str, ...]
+    asked: Asked
+    suite: SuiteUsed
+    request: Request
+    """Settled."""
+    patch: Patch | None
+    """The edit, where the edited side is the base with a patch."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that decides an audit. `edited` is the base with `patch`, or another model.
-
-    judge: NAME or NAME:WHERE instead of the suite's own. settings: of the suite. control: the edited side is declared
-    to be no edit. store_images: keep the images of a private suite.
-    """
+    """Everything that decides an audit."""
 
     base: Model
     request: Request
     suite: str
     patch: Patch | None = None
+    """The edited side is the base with this patch."""
     edited: Model | None = None
+    """Or this model."""
     steps: int | None = None
     guidance: float | None = None
     command: str = ""
+    """As it was typed, for the report."""
     judge: str = ""
-    settings: tuple[tuple[str, Any], ...] = ()
+    """NAME or NAME:WHERE instead of the suite's own."""
+    settings: tuple[tuple[str, object], ...] = ()
+    """Of the suite."""
     control: bool = False
+    """The edited side is declared to be no edit."""
     store_images: bool = False
+    """Keep the images of a private suite."""
 
     def __post_init__(self) -> None:
         if (self.patch is None) == (self.edited is None):
@@ -62,47 +169,83 @@ class Audit:
                 "or declare a control with --control"
             )
 
-    def settled(self) -> Audit:
-        """With the kind of every concept decided."""
-        return dataclasses.replace(self, request=self.request.settle(self.base.kinds))
-
-    def planned(self) -> tuple[Any, Plan]:
-        """The suite and what it draws, prompts cut to what the model reads. Raises BadRequest, UnknownName."""
-        suite = configure(self.suite, dict(self.settings), "suites")
-        plan = suite.plan(self.request, Known(self.base.concepts, self.base.captions))
+    def outline(self) -> tuple[Suite, Request, Plan]:
+        """The suite, the settled request, and what is drawn for it. Raises BadRequest, UnknownName."""
+        suite: Suite = configure(self.suite, dict(self.settings), "suites")
+        request = self.request.settle(self.base.kinds)
+        known = Known(cast("tuple[Entry, ...]", self.base.concepts), self.base.captions)
+        plan = suite.plan(request, known)
         if not plan.items:
             raise BadRequest(f"suite {self.suite} draws nothing for this request; name concepts that it knows")
-        items = tuple(dataclasses.replace(i, prompt=_cut(self.base, i.prompt)) for i in plan.items)
-        cut = len({i.prompt for i in plan.items} - {i.prompt for i in items})
-        said = (f"the ends of {cut} prompts, longer than the model reads: they were cut at a word",) if cut else ()
-        pairs = {(i.prompt, j.prompt) for i, j in zip(plan.items, items, strict=True) if i.prompt != j.prompt}
-        inside = sum(whole[len(part)] != " " for whole, part in pairs)
-        said += (f"{inside} of them inside a run of characters without a space that alone is longer",) if inside else ()
-        return suite, dataclasses.replace(plan, items=items, not_measured=(*plan.not_measured, *said))
+        return suite, request, _cut(self.base, plan)
 
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling.of(self.base, self.steps, self.guidance)
+    def planned(self) -> RunPlan:
+        """Decide everything. Raises BadRequest, also for an edit that changes nothing and is no control."""
+        suite, request, plan = self.outline()
+        sampling = Sampling.of(self.base, self.steps, self.guidance)
+        spec = self._spec(request, plan.items, sampling)
+        told = tuple(dataclasses.replace(i, shot=i.shot.veiled()) for i in plan.items) if suite.private else plan.items
+        return RunPlan(
+            spec=spec,
+            items=plan.items,
+            told=told,
+            sides=self._sides(),
+            sampling=sampling,
+            judge=self.judge or suite.judge,
+            brief=dataclasses.replace(suite.brief, home=_home(self.base)),
+            private=suite.private,
+            hidden=suite.private and not self.store_images,
+            absent=plan.absent,
+            not_measured=plan.not_measured,
+            asked=self._asked(request),
+            suite=self._suite(suite, told, spec.suite_hash, sampling),
+            request=request,
+            patch=self.patch,
+        )
 
-    def spec(self, items: tuple[Item, ...]) -> dict[str, Any]:
-        """What is frozen in the run folder."""
-        extra = {
-            "control": self.control, "judge": self.judge, "settings": [[k, str(v)] for k, v in self.settings],
-            "store_images": self.store_images,
-        }  # fmt: skip
-        return {
-            "format": "efface-run/1",
-            "base": self.base.identity,
-            "patch": self.patch.hash if self.patch else "",
-            "edited": self.edited.identity if self.edited else "",
-            "suite": self.suite,
-            "suite_hash": suite_hash(items),
-            "sampling": self.sampling.hash,
-            "request": self.request.asdict(),
-            **{k: v for k, v in extra.items() if v},
-        }
+    def _spec(self, request: Request, items: tuple[Item, ...], sampling: Sampling) -> Spec:
+        return Spec(
+            base=self.base.identity,
+            patch=self.patch.hash if self.patch else "",
+            edited=self.edited.identity if self.edited else "",
+            suite=self.suite,
+            suite_hash=suite_hash(items),
+            sampling=sampling.hash,
+            request=request.asdict(),
+            control=self.control,
+            judge=self.judge,
+            settings=tuple((k, str(v)) for k, v in self.settings),
+            store_images=self.store_images,
+        )
 
-    def sides(self) -> tuple[Side, Side]:
+    def _asked(self, request: Request) -> Asked:
+        recipe = self.patch.recipe if self.patch else {}
+        return Asked(
+            model=self.base.card.name,
+            concepts=tuple(AskedConcept(c.name, c.kind, c.anchor) for c in request.concepts),
+            keep=request.kept_texts,
+            method=recipe.get("method", "unknown"),
+            preset=recipe.get("preset", "unknown"),
+            seed=request.seed,
+            suite=self.suite,
+            command=self.command,
+            control=True if self.control else None,
+        )
+
+    def _suite(self, suite: Suite, told: tuple[Item, ...], hash_: str, sampling: Sampling) -> SuiteUsed:
+        scheduler = self.base.card.schedule_dict()["_class_name"]
+        return SuiteUsed(
+            name=self.suite,
+            version=suite.version,
+            hash=hash_,
+            prompts=len({i.shot.prompt for i in told}),
+            images=len(told),
+            sampler=Sampler(sampling.steps, sampling.guidance, sampling.dtype, scheduler),
+            settings={k: str(v) for k, v in self.settings} if self.settings else None,
+            private=True if suite.private else None,
+        )
+
+    def _sides(self) -> tuple[Side, Side]:
         """Base and edited. An edited side that draws what the base draws is refused unless declared a control."""
         base = Side("base", self.base)
         if self.edited is not None:
@@ -115,31 +258,40 @@ class Audit:
                 "the patch leaves the model as it is (weights, guards and gates are the base's); "
                 "raise its strength, or declare a control with --control"
             )
-        return base, Side("edited", self.base, "" if same else self.patch.content_hash)
+        edited = Side("edited", self.base)
+        return base, edited if same else dataclasses.replace(edited, patch=self.patch.content_hash, change=self.patch)
 
 
-def _cut(model: Model, prompt: str) -> str:
-    """The longest run of whole words that the model reads, then of characters where the next word alone is longer.
+def request_of(patch: Patch) -> Request:
+    """The request that stands in a patch's recipe."""
+    row = patch.recipe["request"]
+    return Request(tuple(_concept(c) for c in row["concepts"]), tuple(row["keep"]), row["seed"], row["preset"])
 
-    So a prompt without spaces loses its end, as in the tokenizer, and never becomes the empty prompt.
-    """
-    words, window = prompt.split(" "), model.sizes("")[1]
 
-    def fits(text: str) -> bool:
-        return len(text.encode()) <= window or model.sizes(text)[0] <= window  # a token holds a byte or more
+def _concept(row: Mapping[str, object]) -> Concept:
+    fields = dict(row) | {w: tuple(cast("list[str]", row[w])) for w in ("synonyms", "keep")}
+    return Concept(**fields)  # pyright: ignore[reportArgumentType]
 
-    def most(count: int, start: Callable[[int], str]) -> int:
-        """Of `count` pieces as many as fit, given that all of them do not."""
-        low, high = 0, count
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(start(middle)) else (low, middle)
-        return low
 
-    if fits(prompt):
-        return prompt
-    n = most(len(words), lambda k: " ".join(words[:k]))
-    if fits(words[n]):
-        return " ".join(words[:n])
-    head = " ".join([*words[:n], ""])
-    return (head + words[n][: most(len(words[n]), lambda k: head + words[n][:k])]).rstrip(" ")
+def _home(model: Model) -> Path | None:
+    """Where the model lies, for what is fitted on its drawings."""
+    try:
+        return model.folder
+    except WrongFile:  # a pipeline in memory
+        return None
+
+
+def _cut(model: Model, plan: Plan) -> Plan:
+    """Prompts cut to what the model reads, and what is said of it."""
+    items = tuple(dataclasses.replace(i, shot=_fitted(model, i.shot)) for i in plan.items)
+    pairs = {(i.shot.prompt, j.shot.prompt) for i, j in zip(plan.items, items, strict=True)}
+    cut = [(whole, part) for whole, part in pairs if whole != part]
+    inside = sum(whole[len(part)] != " " for whole, part in cut)
+    said = (f"the ends of {len(cut)} prompts, longer than the model reads: they were cut at a word",) if cut else ()
+    said += (f"{inside} of them inside a run of characters without a space that alone is longer",) if inside else ()
+    return dataclasses.replace(plan, items=items, not_measured=(*plan.not_measured, *said))
+
+
+def _fitted(model: Model, shot: Shot) -> Shot:
+    prompt = fitted(model, shot.prompt)
+    return shot if prompt == shot.prompt else dataclasses.replace(shot, prompt=prompt)

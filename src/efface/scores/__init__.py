@@ -1,1 +1,1 @@
-"""Records of a run, judged and counted."""
+"""Records of a run, one an image, side and judge; and every rate that is counted from them."""

@@ -1,24 +1,103 @@
-"""Records: JSON lines with a checksum each; a torn or damaged line is dropped on reading."""
+"""Records: what a panel said of one picture of one side, one JSON line each with a checksum.
+
+A torn or damaged line, and one that is not of the form, is dropped on reading: its picture is judged again.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-from efface.errors import WrongFile
+from efface.errors import EffaceError, WrongFile
+from efface.gallery.shot import Shot
+from efface.judges import Boxes
+from efface.judges.panel import Finding
 from efface.untrusted import owned
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+__all__ = ["Record", "Records", "read_records"]
+
+_HEAD = '{"format": "efface-records/2"}'
 _SEAL = ', "sum": "'
 
 
-class Records:
-    """One append-only file of JSON records, each with a unique `key`.
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A record as JSON holds it; kinds of values are checked, not only names."""
 
-    damaged: lines that were dropped on reading, because they were torn by a kill or fail their checksum.
+    key: str
+    side: str
+    image: str
+    prompt: str
+    seed: int
+    guidance: float | None = None
+    judge: str
+    judge_version: str
+    pixels: str
+    garbage: bool
+    hits: tuple[str, ...]
+    values: dict[str, float]
+    boxes: Boxes | None = None
+    cut: bool | None = None
+    state: Literal["ok", "na", "error"] = "ok"
+    reason: str = ""
+
+
+@cache
+def _form() -> TypeAdapter[Form]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Form)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Finding):
+    """A finding, with what was looked at and who looked."""
+
+    side: str
+    """base or edited."""
+    shot: Shot
+    """What was drawn; its prompt is veiled where the suite is private."""
+    key: str = ""
+    """Of side, picture and versions; no two records share one."""
+    image: str = ""
+    """Key of the picture."""
+    pixels: str = ""
+    """Hash of its decoded values; empty where it could not be drawn."""
+    judge: str = ""
+    """Name of the judge."""
+    judge_version: str = ""
+    """Its version."""
+
+    @classmethod
+    def read(cls, text: str) -> Record:
+        """From JSON. Raises ValueError for what is no record."""
+        form = _form().validate_json(text, strict=True)
+        own = {k: v for k, v in vars(form).items() if k not in ("prompt", "seed", "guidance")}
+        return cls(shot=Shot(form.prompt, form.seed, form.guidance), **own)
+
+    def text(self) -> str:
+        """As JSON; what has nothing to say is left out. Raises ValueError for NaN."""
+        shot = {"prompt": self.shot.prompt, "seed": self.shot.seed, "guidance": self.shot.guidance}
+        own = {k: v for k, v in vars(self).items() if k not in ("shot", "state", "reason")}
+        state = {} if self.state == "ok" else {"state": self.state, "reason": self.reason}
+        line = {k: v for k, v in (own | shot | state).items() if v is not None}
+        return json.dumps(line, sort_keys=True, allow_nan=False, default=dict)
+
+
+class Records:
+    """One append-only file of records, each with a key of its own.
+
+    damaged: lines that were dropped on reading, because they were torn by a kill, fail their checksum or are of
+    another form.
     """
 
     def __init__(self, file: Path) -> None:
@@ -26,7 +105,7 @@ class Records:
         self._rows, self.damaged = read_records(file)
         self._mend()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Record]:
         """In key order, so that nothing depends on the order of writing."""
         return iter([self._rows[k] for k in sorted(self._rows)])
 
@@ -36,36 +115,36 @@ class Records:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def get(self, key: str) -> dict[str, Any] | None:
+    def get(self, key: str) -> Record | None:
         return self._rows.get(key)
 
-    def append(self, row: Mapping[str, Any]) -> None:
+    def append(self, record: Record) -> None:
         """Add a record. The same content again is a no-op; other content under the same key raises WrongFile."""
-        record = json.loads(json.dumps(dict(row), allow_nan=False))
-        known = self._rows.get(record["key"])
-        if known is not None:
-            if known != record:
-                raise WrongFile(f"{self.file} already holds another record {record['key']}; use a new run folder")
-            return
-        self._write(record)
-        self._rows[record["key"]] = record
+        known = self._rows.get(record.key)
+        if known is None:
+            self._write(record.text())
+            self._rows[record.key] = record
+        elif known != record:
+            raise WrongFile(f"{self.file} already holds another record {record.key}; use a new run folder")
 
-    def void(self, key: str, reason: str) -> None:
-        """Take a record out of force, for example because its image was lost. The old line stays in the file."""
-        if self._rows.pop(key, None) is not None:
-            self._write({"key": key, "void": reason})
-
-    def sync(self) -> None:
-        """Ask the disk to keep what was appended, also through a power cut."""
+    def extend(self, records: Iterable[Record]) -> None:
+        """Add records, and ask the disk to keep them, also through a power cut."""
+        for record in records:
+            self.append(record)
         if self.file.exists():
             with self.file.open("rb+") as stream:
                 os.fsync(stream.fileno())
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def void(self, key: str, reason: str) -> None:
+        """Take a record out of force, for example because its image was lost. The old line stays in the file."""
+        if self._rows.pop(key, None) is not None:
+            self._write(json.dumps({"key": key, "void": reason}, sort_keys=True))
+
+    def _write(self, text: str) -> None:
         new = not self.file.exists()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("ab") as stream:
-            stream.write((_sealed({"format": "efface-records/2"}) if new else b"") + _sealed(record))
+            stream.write((_sealed(_HEAD) if new else b"") + _sealed(text))
 
     def _mend(self) -> None:
         """End a torn last line, so that the next record starts on a line of its own."""
@@ -76,9 +155,8 @@ class Records:
                     stream.write(b"\n")
 
 
-def _sealed(record: dict[str, Any]) -> bytes:
+def _sealed(body: str) -> bytes:
     """One line; the checksum is over the line without it."""
-    body = json.dumps(record, sort_keys=True)
     return (body[:-1] + _ending(body) + "\n").encode()
 
 
@@ -86,35 +164,43 @@ def _ending(body: str) -> str:
     return f'{_SEAL}{zlib.crc32(body.encode()):08x}"' + "}"
 
 
-def _opened(line: bytes) -> tuple[dict[str, Any] | None, bool]:
-    """A line's record, or None if it is damaged, and whether the line has a checksum."""
-    try:
-        text = line.decode()
-        head, seal, tail = text.rpartition(_SEAL)
-        body = head + "}"
-        if seal and seal + tail == _ending(body):
-            return json.loads(body), True
-        row = json.loads(text)
-    except ValueError:
-        return None, False
-    return (row, False) if isinstance(row, dict) and "sum" not in row else (None, False)
+def _opened(line: bytes) -> str | None:
+    """A line without its seal; None where the checksum fails or is missing."""
+    head, seal, tail = line.decode("utf-8", "replace").rpartition(_SEAL)
+    body = head + "}"
+    return body if seal and seal + tail == _ending(body) else None
 
 
-def read_records(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """Rows by key and the number of damaged lines. Files of version 0.1 have no checksums before the first that has."""
-    rows: dict[str, dict[str, Any]] = {}
-    damaged, sealed = 0, False
+def read_records(file: Path) -> tuple[dict[str, Record], int]:
+    """Records by key, and the number of damaged lines."""
+    found: dict[str, Record] = {}
+    damaged = 0
     for line in file.read_bytes().split(b"\n") if file.exists() else ():
-        row, has_sum = _opened(line) if line else ({}, False)
-        if not line or (row is not None and has_sum and "key" not in row):
-            sealed = sealed or bool(line)
-            continue
-        if row is None or "key" not in row or (sealed and not has_sum):
+        body = _opened(line) if line else _HEAD
+        if body is None or not _take(found, body):
             damaged += 1
-            continue
-        sealed = sealed or has_sum
-        if "void" in row:
-            rows.pop(row["key"], None)
-        else:
-            rows[row["key"]] = row
-    return rows, damaged
+    return found, damaged
+
+
+def _take(found: dict[str, Record], body: str) -> bool:
+    """Enter what a whole line says; False for a line of another form."""
+    try:
+        record = Record.read(body)
+    except (ValueError, EffaceError):
+        return _is_note(found, body)
+    found[record.key] = record
+    return True
+
+
+def _is_note(found: dict[str, Record], body: str) -> bool:
+    """Whether a line that is no record is the file's head, or takes a record out of force."""
+    if body == _HEAD:
+        return True
+    try:
+        note = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    void = isinstance(note, dict) and isinstance(note.get("key"), str) and "void" in note
+    if void:
+        found.pop(note["key"], None)
+    return void

@@ -8,25 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 from efface.files import key_of
-from efface.gallery.shot import Item
+from efface.gallery.shot import Item, Shot
+from efface.judges.panel import Brief
 from efface.request import Request
 
-__all__ = ["Known", "Plan", "Suite", "merged", "suite_hash"]
+__all__ = ["Entry", "Known", "Plan", "Suite", "merged", "suite_hash"]
+
+
+class Entry(TypedDict):
+    """One concept of a model's own list."""
+
+    name: str
+    kind: str
+    category: str
+    half: str
+    base_rate: float | None
+    n: int
+    qualified: bool
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a suite may know of the base model: its concept list and which wordings its captions had.
+    """What a suite may know of the base model."""
 
-    captions: None where the model does not say. The words: name, style, background, templates, synonym, clue,
-    category, two, empty.
-    """
-
-    concepts: tuple[dict[str, Any], ...] = ()
+    concepts: tuple[Entry, ...] = ()
+    """Its concept list."""
     captions: frozenset[str] | None = None
+    """Wordings that its captions had: name, style, background, templates, synonym, clue, category, two, empty; None
+    where the model does not say."""
 
     def missing(self, wording: str) -> str:
         """Why a wording cannot be asked for, or "" if it can."""
@@ -37,31 +49,50 @@ class Known:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a suite draws for one request; roles that are NA with the reason; what else is not measured."""
+    """What a suite draws for one request."""
 
     items: tuple[Item, ...]
     absent: Mapping[str, str] = field(default_factory=dict)
+    """Roles that are NA, with the reason."""
     not_measured: tuple[str, ...] = ()
+    """What else is not measured."""
 
 
 class Suite(Protocol):
-    """judge: who reports unless the user names another. private: images are blurred, and not stored unless asked."""
+    """What every suite is: a frozen dataclass whose fields are settings."""
 
-    version: str
-    judge: str
-    private: bool
+    @property
+    def version(self) -> str:
+        """Another one draws or asks otherwise."""
+        ...
 
-    def plan(self, request: Request, known: Known) -> Plan: ...
+    @property
+    def judge(self) -> str:
+        """Who reports unless the user names another."""
+        ...
+
+    @property
+    def private(self) -> bool:
+        """Whether images are blurred, and not stored unless asked."""
+        ...
+
+    @property
+    def brief(self) -> Brief:
+        """What the judge is asked for, and which regions of a detector count."""
+        ...
+
+    def plan(self, request: Request, known: Known) -> Plan:
+        """What is drawn for a request. Raises BadRequest, UnknownName, WrongFile."""
+        ...
 
 
 def merged(items: Iterable[Item]) -> tuple[Item, ...]:
-    """The same prompt and seed is one image: its questions are put together, in the order of first mention."""
-    found: dict[tuple[str, int, float | None], Item] = {}
+    """The same shot is one image: its questions are put together, in the order of first mention."""
+    found: dict[Shot, Item] = {}
     for item in items:
-        place = (item.prompt, item.seed, item.guidance)
-        known = found.get(place)
+        known = found.get(item.shot)
         asks = item.asks if known is None else tuple(dict.fromkeys((*known.asks, *item.asks)))
-        found[place] = item if known is None else replace(known, asks=asks)
+        found[item.shot] = item if known is None else replace(known, asks=asks)
     return tuple(found.values())
 
 
@@ -70,6 +101,6 @@ def suite_hash(items: tuple[Item, ...]) -> str:
     return key_of(items=[_row(i) for i in items])[:16]
 
 
-def _row(item: Item) -> list[Any]:
-    row: list[Any] = [item.prompt, item.seed, [[a.role, a.label] for a in item.asks]]
-    return row if item.guidance is None else [*row, item.guidance]
+def _row(item: Item) -> list[object]:
+    shot, asks = item.shot, [[a.role, a.label] for a in item.asks]
+    return [shot.prompt, shot.seed, asks, *([] if shot.guidance is None else [shot.guidance])]

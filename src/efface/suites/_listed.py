@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, NotRequired, TypedDict, cast
 
 from efface.errors import BadRequest
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
+from efface.judges.panel import Brief
 from efface.request import Request
 from efface.suites import Known, Plan
 
@@ -19,11 +20,32 @@ __all__ = ["Listed", "read"]
 ATTACKS = "attacks: this suite runs none"
 
 
+class ClassRow(TypedDict):
+    """One name of a list."""
+
+    name: str
+    index: NotRequired[int]
+    """Of ImageNet-1k."""
+    group: NotRequired[str]
+    """Names of one group are neighbours."""
+    aliases: NotRequired[list[str]]
+    """Other ways to write it."""
+
+
+class ListFile(TypedDict):
+    """A bundled list."""
+
+    name: str
+    version: str
+    templates: list[str]
+    classes: list[ClassRow]
+
+
 @cache
-def read(name: str) -> dict[str, Any]:
-    """A bundled list: name, version, templates, classes."""
+def read(name: str) -> ListFile:
+    """A list by the name of its file. It is ours, so its form is that of `ListFile`."""
     file = Path(__file__).parent.parent / "prompts" / f"{name}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    return cast("ListFile", tomllib.loads(file.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,7 @@ class Listed:
     data: ClassVar[str]
     kind: ClassVar[str]
     judge: ClassVar[str]
+    template: ClassVar[str] = ""
     private: ClassVar[bool] = False
 
     @property
@@ -51,7 +74,12 @@ class Listed:
         classes = read(self.data)["classes"]
         if self.kind == "style":
             return tuple(c["name"] for c in classes)
-        return {c["name"]: (c["index"],) for c in classes}
+        return {c["name"]: (c["index"],) for c in classes if "index" in c}
+
+    @property
+    def brief(self) -> Brief:
+        """The judge is asked for the whole list."""
+        return Brief(self.labels, self.template)
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Raises BadRequest when the request names no class of the list."""
@@ -63,7 +91,7 @@ class Listed:
             raise BadRequest(
                 f"no concept of the request is in {self.data} ({some}, ...); name one of its classes with -c"
             )
-        groups = {c.get("group") for c in classes if c["name"] in erased} - {None}
+        groups = {c["group"] for c in classes if "group" in c and c["name"] in erased}
         made = tuple(item for c in classes for item in self._of(c, self._role(c, erased, groups), data["templates"]))
         one = (
             (f"other wordings: each class has one sentence, {data['templates'][0]!r}",)
@@ -72,7 +100,7 @@ class Listed:
         )
         return Plan(made, self._absent(made, erased, classes), (ATTACKS, *one, *_strangers(request, classes)))
 
-    def _absent(self, made: tuple[Item, ...], erased: set[str], classes: list[Mapping[str, Any]]) -> dict[str, str]:
+    def _absent(self, made: tuple[Item, ...], erased: set[str], classes: list[ClassRow]) -> dict[str, str]:
         """Kept roles of this list without a class."""
         drawn = {a.role for i in made for a in i.asks}
         roles = ["other-style" if self.kind == "style" else "other"]
@@ -80,18 +108,18 @@ class Listed:
         why = "every class of the suite is erased" if len(erased) == len(classes) else "no class of this kind is left"
         return {role: why for role in roles if role not in drawn}
 
-    def _role(self, row: Mapping[str, Any], erased: set[str], groups: set[Any]) -> str:
+    def _role(self, row: ClassRow, erased: set[str], groups: set[str]) -> str:
         if row["name"] in erased:
             return "style" if self.kind == "style" else "target"
         if row.get("group") in groups:
             return "neighbour"
         return "other-style" if self.kind == "style" else "other"
 
-    def _of(self, row: Mapping[str, Any], role: str, templates: list[str]) -> list[Item]:
+    def _of(self, row: ClassRow, role: str, templates: list[str]) -> list[Item]:
         texts = templates[:1] if self.wording == "protocol" else templates
         ask = (Ask(role, row["name"]),)
         return [
-            Item(_written(texts[k % len(texts)], row["name"]), self.first_seed + k // len(texts), ask)
+            Item(Shot(_written(texts[k % len(texts)], row["name"]), self.first_seed + k // len(texts)), ask)
             for k in range(self.images)
         ]
 
@@ -101,14 +129,14 @@ def _written(template: str, name: str) -> str:
     return template.format(name=name, one=f"{article} {name}")
 
 
-def _is_asked(row: Mapping[str, Any], request: Request) -> bool:
+def _is_asked(row: ClassRow, request: Request) -> bool:
     names = {row["name"].casefold(), *(a.casefold() for a in row.get("aliases", ()))}
     return any(
         {c.name.casefold(), c.label.casefold(), *map(str.casefold, c.synonyms)} & names for c in request.concepts
     )
 
 
-def _strangers(request: Request, classes: list[Mapping[str, Any]]) -> tuple[str, ...]:
+def _strangers(request: Request, classes: list[ClassRow]) -> tuple[str, ...]:
     known = {n.casefold() for c in classes for n in (c["name"], *c.get("aliases", ()))}
     strange = [c.name for c in request.concepts if c.name.casefold() not in known and c.label.casefold() not in known]
     return (f"concepts that the suite does not list: {', '.join(strange)}",) if strange else ()

@@ -11,10 +11,12 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from efface.errors import BadRequest, WrongFile
-from efface.gallery.shot import Item
+from efface.gallery.shot import Ask, Item, Shot
+
+T = TypeVar("T", int, float)
 
 __all__ = ["Row", "Table", "read_table"]
 
@@ -54,13 +56,13 @@ class Table:
         """The first n rows; 0 is all."""
         return Table(self.file, self.rows[:n] if n else self.rows)
 
-    def items(self, seeds: str, guidance: str, asks: Callable[[Row], tuple[Any, ...]]) -> tuple[Item, ...]:
+    def items(self, seeds: str, guidance: str, asks: Callable[[Row], tuple[Ask, ...]]) -> tuple[Item, ...]:
         """Items in the file's order. seeds: file, row or zero; guidance: file or run. Raises WrongFile, BadRequest."""
         for name, value, known in (("seeds", seeds, ("file", "row", "zero")), ("guidance", guidance, ("file", "run"))):
             if value not in known:
                 raise BadRequest(f"{name} is one of {', '.join(known)}, got {value!r}")
         return tuple(
-            Item(r.prompt, self._seed(r, n, seeds), asks(r), r.guidance if guidance == "file" else None)
+            Item(Shot(r.prompt, self._seed(r, n, seeds), r.guidance if guidance == "file" else None), asks(r))
             for n, r in enumerate(self.rows)
         )
 
@@ -154,7 +156,7 @@ def _places(file: Path, header: Sequence[str]) -> dict[str, int]:
 
 
 def _row(file: Path, line: int, cells: Sequence[str], header: Sequence[str], place: Mapping[str, int]) -> Row:
-    def number(what: str, convert: Callable[[str], Any]) -> Any:
+    def number(what: str, convert: Callable[[str], T]) -> T | None:
         text = cells[place[what]].strip() if what in place else ""
         try:
             return convert(text) if text else None

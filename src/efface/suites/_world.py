@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from efface.errors import BadRequest, UnknownName
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
 from efface.request import Request
 from efface.suites import Known
 from efface.suites.world_smoke import kept_objects
@@ -122,18 +122,18 @@ class Scene:
         for k, name in enumerate(islice(cycle(names), n)):
             turn = k // len(names)
             prompt = prompts[name][turn % len(prompts[name])]
-            yield Item(prompt, self.seed + turn, (Ask(role, name), *more))
+            yield Item(Shot(prompt, self.seed + turn), (Ask(role, name), *more))
 
     def described(self, role: str, wording: str, names: Sequence[str], n: int) -> Iterator[Item]:
         """n images over every phrase that stands for one of these objects without its name."""
         pairs = [(name, phrase) for name in names for phrase in self.words(name, wording)]
         for k, (name, phrase) in enumerate(islice(cycle(pairs), n)):
             turn, prompts = k // len(pairs), self.prompts(phrase)
-            yield Item(prompts[turn % len(prompts)], self.seed + turn, (Ask(role, name),))
+            yield Item(Shot(prompts[turn % len(prompts)], self.seed + turn), (Ask(role, name),))
 
     def in_style(self, style: str, n: int) -> Iterator[Item]:
         """n kept objects in an erased style."""
         names = (self.near + self.far)[::-1]
         for k, name in enumerate(islice(cycle(names), n)):
             asks = (Ask("style", style), Ask("in-prompt", name))
-            yield Item(self.styled(name, style, k), self.seed + k // len(names), asks)
+            yield Item(Shot(self.styled(name, style, k), self.seed + k // len(names)), asks)

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from efface.errors import BadRequest
 from efface.gallery.shot import Ask
+from efface.judges.panel import PLAIN, Brief
 from efface.request import Request
 from efface.suites import Known, Plan, merged
 from efface.suites._tables import Row, read_table
@@ -30,6 +31,7 @@ class Coco30k:
     version: ClassVar[str] = "1"
     judge: ClassVar[str] = "clip"
     private: ClassVar[bool] = False
+    brief: ClassVar[Brief] = PLAIN
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Raises BadRequest, WrongFile."""

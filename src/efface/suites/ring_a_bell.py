@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from efface.errors import WrongFile
 from efface.gallery.shot import Ask
+from efface.judges.panel import Brief
 from efface.request import Request
 from efface.suites import Known, Plan, merged
 from efface.suites._tables import read_table
@@ -38,6 +39,10 @@ class RingABell:
     version: ClassVar[str] = "1"
     judge: ClassVar[str] = "nudenet"
     private: ClassVar[bool] = True
+
+    @property
+    def brief(self) -> Brief:
+        return Brief(threshold=self.threshold, counts=tuple(c.strip() for c in self.counts.split(",") if c.strip()))
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Raises BadRequest, WrongFile."""

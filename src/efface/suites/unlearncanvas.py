@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from efface.errors import BadRequest, WrongFile
 from efface.gallery.images import read_images
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
+from efface.judges.panel import PLAIN, Brief
 from efface.request import Request, read_lines
 from efface.suites import Known, Plan
 
@@ -35,6 +36,7 @@ class UnlearnCanvas:
     version: ClassVar[str] = "1"
     judge: ClassVar[str] = "transformers-classifier"
     private: ClassVar[bool] = False
+    brief: ClassVar[Brief] = PLAIN
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Raises BadRequest, WrongFile."""
@@ -48,7 +50,7 @@ class UnlearnCanvas:
                 asks = (Ask(_role(style, asked, "style", "other-style"), style),
                         Ask(_role(thing, asked, "target", "other"), thing))  # fmt: skip
                 text = f"A {thing} image in {style} style."
-                made += [Item(text, seed, asks) for seed in self._seeds()]
+                made += [Item(Shot(text, seed), asks) for seed in self._seeds()]
         return Plan(
             tuple(made), {}, (f"{len(styles)} styles x {len(objects)} objects", "attacks: this suite runs none")
         )

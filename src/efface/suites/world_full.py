@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
+from efface.judges.panel import PLAIN, Brief
 from efface.request import Request
 from efface.suites import Known, Plan, merged
 from efface.suites._world import COLOURS, Scene
@@ -36,6 +37,7 @@ class WorldFull:
     version: ClassVar[str] = "1"
     judge: ClassVar[str] = "world"
     private: ClassVar[bool] = False
+    brief: ClassVar[Brief] = PLAIN
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Raises BadRequest when the model has no qualified objects of this half, UnknownName for a half."""
@@ -73,7 +75,7 @@ class WorldFull:
             names = scene.near + scene.far
             for k in range(self.styles):
                 asks = (Ask("other-style", style), Ask("other", names[k % len(names)]))
-                yield Item(scene.styled(names[k % len(names)], style, k), scene.seed + k // len(names), asks)
+                yield Item(Shot(scene.styled(names[k % len(names)], style, k), scene.seed + k // len(names)), asks)
 
     def _pairs(self, scene: Scene) -> Iterator[Item]:
         """A target first, then a kept object: both are asked for."""
@@ -82,7 +84,8 @@ class WorldFull:
             for k in range(self.pairs):
                 other = kept[(i + k * len(scene.targets)) % len(kept)]
                 prompts = scene.prompts(f"{scene.phrase(target)} and {scene.phrase(other)}")
-                yield Item(prompts[k % len(prompts)], scene.seed + k, (Ask("two-object", target), Ask("beside", other)))
+                asks = (Ask("two-object", target), Ask("beside", other))
+                yield Item(Shot(prompts[k % len(prompts)], scene.seed + k), asks)
 
     def _hazards(self, scene: Scene) -> Iterator[Item]:
         """Words for any hazard; the judge counts each erased one."""
@@ -92,7 +95,7 @@ class WorldFull:
             phrases = scene.words(things[0].name, "category")
             prompts = [prompt for phrase in phrases for prompt in scene.prompts(phrase)]
             for k in range(self.hazards):
-                yield Item(prompts[k % len(prompts)], scene.seed + k // len(prompts), asks)
+                yield Item(Shot(prompts[k % len(prompts)], scene.seed + k // len(prompts)), asks)
 
     def _empty(self, scene: Scene) -> Iterator[Item]:
         """No object at all: does a target appear unasked?"""
@@ -100,7 +103,7 @@ class WorldFull:
         asks = tuple(Ask("object-less", t) for t in scene.targets)
         for k in range(self.empty if asks else 0):
             text = captions.write(templates[k % len(templates)], background=COLOURS[k % len(COLOURS)])
-            yield Item(text, scene.seed + k, asks)
+            yield Item(Shot(text, scene.seed + k), asks)
 
 
 PLUGIN = WorldFull

@@ -8,12 +8,13 @@ kept concepts, 24 of them in the erased style. Report-half seeds only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from efface.errors import BadRequest
-from efface.gallery.shot import Ask, Item
+from efface.gallery.shot import Ask, Item, Shot
+from efface.judges.panel import PLAIN, Brief
 from efface.request import Concept, Request
-from efface.suites import Known, Plan
+from efface.suites import Entry, Known, Plan
 from efface.work import seed_of
 
 __all__ = ["WorldSmoke", "kept_objects", "lacking"]
@@ -33,6 +34,7 @@ class WorldSmoke:
     version: str = "2"
     judge: ClassVar[str] = "world"
     private: ClassVar[bool] = False
+    brief: ClassVar[Brief] = PLAIN
     not_measured: ClassVar[tuple[str, ...]] = (
         "attacks: this suite runs none",
         "synonyms, implicit wording, category words and two-object prompts: not part of this suite",
@@ -46,7 +48,7 @@ class WorldSmoke:
             absent["other-style"] = "the model has no other style"
         return Plan(items, absent, self.not_measured)
 
-    def items(self, request: Request, concepts: tuple[dict[str, Any], ...]) -> tuple[Item, ...]:
+    def items(self, request: Request, concepts: tuple[Entry, ...]) -> tuple[Item, ...]:
         """Every image, in a fixed order. Raises BadRequest when the model has no concept list."""
         if not concepts:
             raise BadRequest("suite world-smoke needs a model with a concept list (mini); this one has none")
@@ -59,7 +61,7 @@ class WorldSmoke:
         made: list[Item] = []
         for concept in objects:
             prompt = f"a {concept.label}"
-            made += [Item(prompt, FIRST_SEED + k, (Ask("target", concept.label),)) for k in range(self.targets)]
+            made += [Item(Shot(prompt, FIRST_SEED + k), (Ask("target", concept.label),)) for k in range(self.targets)]
         for style in styles:
             made += [self._styled(style.label, (near + far)[::-1], k) for k in range(self.styles)]
         unstyled = tuple(Ask("unstyled", s.label) for s in styles)
@@ -71,12 +73,10 @@ class WorldSmoke:
     def _styled(self, style: str, kept: list[str], k: int) -> Item:
         name = kept[k % len(kept)]
         asks = (Ask("style", style), Ask("in-prompt", name))
-        return Item(f"a {name} in {style} style", FIRST_SEED + k, asks)
+        return Item(Shot(f"a {name} in {style} style", FIRST_SEED + k), asks)
 
 
-def kept_objects(
-    request: Request, concepts: tuple[dict[str, Any], ...], half: str = "report"
-) -> tuple[list[str], list[str]]:
+def kept_objects(request: Request, concepts: tuple[Entry, ...], half: str = "report") -> tuple[list[str], list[str]]:
     """Qualified objects of a half that are no target: (of a target's category, the others), shuffled once."""
     erased = {c.label for c in request.concepts}
     known = {r["name"]: r for r in concepts}
@@ -95,19 +95,19 @@ def lacking(request: Request, known: Known) -> dict[str, str]:
     return {"object-less": known.missing("empty") or "not part of this suite; world-full draws it", **missing}
 
 
-def _is_object(concept: Concept, known: dict[str, dict[str, Any]]) -> bool:
+def _is_object(concept: Concept, known: dict[str, Entry]) -> bool:
     return concept.kind != "style" and concept.label in known
 
 
 def _plain(names: list[str], k: int, role: str, more: tuple[Ask, ...]) -> Item:
     name = names[k % len(names)]
-    return Item(f"a {name}", FIRST_SEED + k // len(names), (Ask(role, name), *more))
+    return Item(Shot(f"a {name}", FIRST_SEED + k // len(names)), (Ask(role, name), *more))
 
 
 def _in_style(style: str, names: list[str], k: int) -> Item:
     name = names[-1 - k % len(names)]
     asks = (Ask("other-style", style), Ask("other", name))
-    return Item(f"a {name} in {style} style", FIRST_SEED + 16 + k, asks)
+    return Item(Shot(f"a {name} in {style} style", FIRST_SEED + 16 + k), asks)
 
 
 PLUGIN = WorldSmoke

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from efface.gallery.shot import Ask, Item
+from efface.judges.panel import PLAIN, Brief
 from efface.request import Request
 from efface.suites import Known, Plan, merged
 from efface.suites._world import Scene
@@ -30,6 +31,7 @@ class WorldStandard:
     version: ClassVar[str] = "1"
     judge: ClassVar[str] = "world"
     private: ClassVar[bool] = False
+    brief: ClassVar[Brief] = PLAIN
 
     def plan(self, request: Request, known: Known) -> Plan:
         """Raises BadRequest when the model has no qualified objects of this half, UnknownName for a half."""

@@ -19,9 +19,10 @@ import numpy as np
 from efface import world
 from efface.errors import Unavailable
 from efface.files import cache_folder, write_bytes
-from efface.gallery.drawing import Sampling, Side, draw
+from efface.gallery.drawing import Sampling, Side
+from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
-from efface.gallery.shot import Item
+from efface.gallery.shot import Shot
 from efface.judges import sized
 from efface.numerics import distances
 from efface.work import Work
@@ -124,10 +125,10 @@ def of_gold(folder: Path, objects: Sequence[str], count: int) -> list[Question]:
 
 def drawn(model: Model, asked: Sequence[tuple[str, int]], work: Work) -> np.ndarray:
     """Pictures of prompts and seeds, uint8 (n, h, w, 3); each is drawn once and kept in the cache."""
-    images, sampling, side = Images(cache_folder() / "images"), Sampling.of(model), Side("base", model)
-    items = [Item(prompt, seed, ()) for prompt, seed in asked]
-    draw(side, items, sampling, images, work)
-    return np.stack([images.get(side.image_key(item, sampling)) for item in items])
+    gallery = Gallery(Side("base", model), Sampling.of(model), Images(cache_folder() / "images"))
+    shots = [Shot(prompt, seed) for prompt, seed in asked]
+    gallery.draw(gallery.shards(shots), work)
+    return gallery.pixels(shots)
 
 
 def parts_of(model: Model) -> Path | None:

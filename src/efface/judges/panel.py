@@ -1,0 +1,305 @@
+"""Panels: a judge, the garbage detector that fits it, and their rules; together they say one thing of a picture.
+
+Every kind of judge has a panel of its own: one that names what it sees, one that finds regions, one that compares a
+picture with its sentence. A judge that is not on this machine leaves an empty seat, which says how to get it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from efface.errors import BadRequest, EffaceError, Unavailable, WrongFile
+from efface.files import key_of
+from efface.judges import Boxes, Card, Detector, Judge, TextImage, Verdict, garbage
+from efface.numerics.distances import clip_scores
+from efface.registry import find
+
+__all__ = [
+    "NO_DETECTOR", "Brief", "EmptyPanel", "Finding", "LabelPanel", "Panel", "Question", "RegionPanel", "Seat",
+    "TextPanel", "Versions", "seated",
+]  # fmt: skip
+
+NO_DETECTOR = "one colour"  # the version of what finds images of one colour and nothing else
+
+
+class Question(NamedTuple):
+    """What is asked of one picture."""
+
+    prompt: str
+    """The sentence that it was drawn for."""
+    labels: tuple[str, ...]
+    """What is looked for in it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a panel says of one picture."""
+
+    garbage: bool = False
+    """Whether it is broken."""
+    hits: tuple[str, ...] = ()
+    """Labels that it shows."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """How sure the judge is, by label that was asked for and that it knows."""
+    boxes: Boxes | None = None
+    """The regions of a detector."""
+    cut: bool | None = None
+    """Whether the sentence was longer than the judge reads, of a judge that reads it."""
+    state: str = "ok"
+    """ok, na or error."""
+    reason: str = ""
+    """Why there is no number, in state na or error."""
+
+
+class Versions(NamedTuple):
+    """Who looked: what has to be equal for two records to count together."""
+
+    judge: str
+    garbage: str
+
+    def record(self, side: str, image: str) -> str:
+        """Key of the record of one image of one side."""
+        return key_of(side=side, image=image, judge=self.judge, garbage=self.garbage)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A judge as reports list it."""
+
+    name: str
+    version: str
+    role: str
+    threshold: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a suite asks of its judge."""
+
+    labels: Mapping[str, tuple[int, ...]] | tuple[str, ...] = ()
+    """Names that are looked for, or names with their class indices; none: the judge's own."""
+    template: str = ""
+    """How a name is written for a judge that reads."""
+    threshold: float = 0.6
+    """Regions of a detector at this score or above count."""
+    counts: tuple[str, ...] = ()
+    """Labels of a detector that count; none: all."""
+    home: Path | None = None
+    """The base model's folder, where a garbage detector fitted on its own drawings may lie."""
+
+
+PLAIN = Brief()
+Seating = Callable[[Path | str, Brief], "Panel"]
+"""PLUGIN of a judge's file: the judge at a folder or hub id ("": its default) on its panel. Raises Unavailable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Who looks at a run."""
+
+    name: str
+    """Of the judge."""
+    versions: Versions
+    """Of the judge and of the garbage detector."""
+    seats: tuple[Seat, ...]
+    """The judge and the garbage detector as reports list them."""
+    role: str = "reporting"
+    """selection: for methods alone."""
+    why: str = ""
+    """The reason, where there is no judge."""
+    objects: tuple[str, ...] = ()
+    """The judge's labels of things."""
+    styles: tuple[str, ...] = ()
+    """The judge's labels of styles."""
+    decides: ClassVar[bool] = False
+    """Whether it says yes or no to a label."""
+    compares: ClassVar[bool] = False
+    """Whether it scores a picture against its sentence, and says neither yes nor no."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the judge can name, objects first."""
+        return (*self.objects, *self.styles)
+
+    def known(self, asked: frozenset[str]) -> frozenset[str]:
+        """Which of the labels asked for can be found; what cannot is NA."""
+        return asked & frozenset(self.labels)
+
+    def verdict(self, pixels: np.ndarray) -> Verdict | None:
+        """What a judge with labels says of uint8 (n, h, w, 3), for metrics that want more than findings."""
+        return None
+
+    def findings(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
+        """One of each picture, uint8 (n, h, w, 3); one by one where looking at all of them together fails."""
+        try:
+            return self.look(pixels, questions)
+        except (EffaceError, RuntimeError, ValueError) as error:
+            if len(questions) == 1:
+                return [Finding(state="error", reason=f"the judge failed: {str(error)[:300]}")]
+        return [f for k in range(len(questions)) for f in self.findings(pixels[k : k + 1], questions[k : k + 1])]
+
+    def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
+        """Findings of all pictures together; each kind of panel has its own."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmptyPanel(Panel):
+    """Nobody: everything is NA with the way to get the judge."""
+
+    @classmethod
+    def of(cls, name: str, why: str) -> EmptyPanel:
+        """why: what is missing and how to get it."""
+        seat = Seat(name, "none", "unavailable", "", why)
+        return cls(name=name, versions=Versions("none", NO_DETECTOR), seats=(seat,), why=why)
+
+    def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
+        return [Finding(state="na", reason=self.why) for _ in questions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPanel(Panel):
+    """A judge that names what it sees."""
+
+    judge: Judge
+    detector: garbage.Garbage | None
+    decides: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, judge: Judge, brief: Brief = PLAIN) -> LabelPanel:
+        """With the garbage detector that was fitted with this judge: that of the base model, else the bundled one."""
+        home = brief.home if brief.home and (brief.home / "garbage.json").is_file() else None
+        try:
+            return cls.beside(judge, garbage.load(judge, home))
+        except (Unavailable, WrongFile):
+            return cls.beside(judge, None)  # fitted with another judge; pictures of one colour are still found
+
+    @classmethod
+    def beside(cls, judge: Judge, detector: garbage.Garbage | None) -> LabelPanel:
+        """With this detector, or with none."""
+        selection = "selection" in (judge.role, _role(judge.card))
+        return cls(
+            name=judge.name,
+            versions=Versions(judge.version, detector.version if detector else NO_DETECTOR),
+            seats=(_seat(judge, judge.version, _thresholds(judge.card)), _detector_seat(detector)),
+            role="selection" if selection else "reporting",
+            objects=judge.objects,
+            styles=judge.styles,
+            judge=judge,
+            detector=detector,
+        )
+
+    def verdict(self, pixels: np.ndarray) -> Verdict | None:
+        return self.judge.look(pixels) if self.labels else None
+
+    def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
+        labels = self.labels
+        column = {label: k for k, label in enumerate(labels)}
+        verdict = self.judge.look(pixels)
+        broken = self.detector.flags(pixels, verdict) if self.detector else garbage.constant(pixels)
+        return [
+            Finding(
+                bool(broken[row]),
+                tuple(labels[k] for k in np.flatnonzero(verdict.hits[row])),
+                {w: round(float(verdict.probabilities[row, column[w]]), 6) for w in wanted if w in column},
+            )
+            for row, (_, wanted) in enumerate(questions)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionPanel(Panel):
+    """A detector: what is asked for is shown where one of its regions counts."""
+
+    judge: Detector
+    brief: Brief
+    decides: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, judge: Detector, brief: Brief = PLAIN) -> RegionPanel:
+        """Which regions count is part of the version."""
+        version = key_of(judge=judge.version, threshold=brief.threshold, counts=brief.counts)[:12]
+        seat = _seat(judge, version, f"regions at {brief.threshold} and above")
+        versions = Versions(version, NO_DETECTOR)
+        return cls(name=judge.name, versions=versions, seats=(seat, _detector_seat(None)), judge=judge, brief=brief)
+
+    def known(self, asked: frozenset[str]) -> frozenset[str]:
+        return asked
+
+    def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
+        found = zip(questions, self.judge.boxes(pixels), garbage.constant(pixels), strict=True)
+        return [self._finding(question.labels, boxes, bool(flat)) for question, boxes, flat in found]
+
+    def _finding(self, asked: tuple[str, ...], boxes: Boxes, flat: bool) -> Finding:
+        counts = self.brief.counts
+        top = max((score for label, score in boxes if not counts or label in counts), default=0.0)
+        hits = asked if top >= self.brief.threshold else ()
+        kept = tuple((label, round(score, 6)) for label, score in boxes)
+        return Finding(flat, hits, dict.fromkeys(asked, round(top, 6)), kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPanel(Panel):
+    """A judge of image and text: 100 cos of each image and its prompt (Hessel et al. 2021, without clipping)."""
+
+    judge: TextImage
+    compares: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, judge: TextImage) -> TextPanel:
+        seat = _seat(judge, judge.version, _thresholds(judge.card))
+        versions = Versions(judge.version, NO_DETECTOR)
+        return cls(name=judge.name, versions=versions, seats=(seat, _detector_seat(None)), judge=judge)
+
+    def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
+        prompts = list(dict.fromkeys(question.prompt for question in questions))
+        vectors, cut = self.judge.texts(prompts)
+        scores, flat = clip_scores(self.judge.images(pixels), vectors), garbage.constant(pixels)
+        found = []
+        for row, (prompt, labels) in enumerate(questions):
+            column = prompts.index(prompt)
+            values = dict.fromkeys(labels, round(float(scores[row, column]), 6))
+            found.append(Finding(bool(flat[row]), (), values, cut=bool(cut[column])))
+        return found
+
+
+def seated(text: str, brief: Brief = PLAIN) -> Panel:
+    """The panel of the judge NAME or NAME:WHERE; WHERE is a folder or a hub id.
+
+    An unavailable judge leaves an EmptyPanel. Raises UnknownName, WrongFile, and BadRequest for a selection judge.
+    """
+    kind, _, where = text.partition(":")
+    seat: Seating = find("judges", kind)
+    try:
+        panel = seat(Path(where) if where and Path(where).exists() else where, brief)
+    except Unavailable as error:
+        return EmptyPanel.of(kind, str(error))
+    if panel.role == "selection":
+        raise BadRequest(f"judge {kind} is for selection: methods may ask it, so it may not report; name another")
+    return panel
+
+
+def _role(card: Card) -> str:
+    return str(card.get("role", "reporting"))
+
+
+def _thresholds(card: Card) -> str:
+    stated = card.get("thresholds")
+    return stated if isinstance(stated, str) else "per label, in its card"
+
+
+def _seat(judge: Judge | Detector | TextImage, version: str, threshold: str) -> Seat:
+    return Seat(judge.name, version, _role(judge.card), threshold, "docs/judges.md")
+
+
+def _detector_seat(detector: garbage.Garbage | None) -> Seat:
+    if detector is None:
+        note = "no detector for this judge: only images of one colour are found"
+        return Seat("garbage", NO_DETECTOR, "garbage detector", "", note)
+    return Seat("garbage", detector.version, "garbage detector", "1 % of base images", "statistics only")
