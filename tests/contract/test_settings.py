@@ -101,7 +101,7 @@ def test_nothing_is_no_value_and_zero_is_one() -> None:
         ({"mask.kind": "strong"}, r"'mask\.kind'.*'strong'"),
         ({"power": "much"}, r"'power'.*'much'"),
         ({"power": -1}, "'power'"),
-        ({"scale": object()}, "'scale'"),
+        ({"scale": b"much"}, "'scale'"),
     ],
     ids=str,
 )

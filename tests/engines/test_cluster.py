@@ -25,7 +25,6 @@ from efface.audit import Audit, audit, request_of
 from efface.engines import Answer, Engine, Job, engine_of
 from efface.engines import ray as on_ray
 from efface.errors import BadRequest, EffaceError, Unavailable
-from efface.model.sampler import sample
 from efface.scores.records import Records
 from efface.work import Work
 
@@ -88,7 +87,7 @@ def steps_for(seconds: float) -> int:
     model, start = efface.load("micro", "cpu"), 0.0
     for _ in range(2):  # the first opens the model
         start = time.perf_counter()
-        sample(model, ["a cat"] * 16, list(range(16)), batch=16, steps=10)
+        model.sample(["a cat"] * 16, list(range(16)), batch=16, steps=10)
     return max(10, round(10 * seconds / (time.perf_counter() - start)))
 
 
