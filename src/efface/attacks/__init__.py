@@ -1,1 +1,1 @@
-
+"""Attacks: ways to bring an erased concept back, one file each. None is built yet."""

@@ -1,0 +1,1 @@
+"""Formulas on plain arrays: solvers, projections, distances, intervals. Nothing here knows a model."""
