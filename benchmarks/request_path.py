@@ -16,6 +16,10 @@ Climb: a stay on a higher floor than the stay before it, in order of first entry
 back up. A stay on a higher floor than its caller's is marked and counted apart: where imports run down, only a call
 through a value, a class or a table can be one.
 
+Handed on: a stay whose callee gets the value as an argument. In the other stays the value is asked a question of its
+own: the function is a method of it, and nothing of the value goes along. Before the rooms the records were tables
+without methods, so both counts are printed.
+
 Floors are those of `structure.FLOORS`, by room; files that still lie where they lay before the rooms were made have
 theirs from FORMER.
 """
@@ -92,6 +96,10 @@ class Stay:
     @property
     def over_caller(self) -> bool:
         return self.callee.floor > self.caller.floor
+
+    @property
+    def handed_on(self) -> bool:
+        return "self" not in self.hand
 
 
 def climbs(stays: Iterable[Stay]) -> list[bool]:
@@ -258,6 +266,8 @@ def summary(stays: list[Stay]) -> dict[str, int]:
         "stays": len(stays),
         "climbs": sum(climbs(stays)),
         "stays over their caller": sum(s.over_caller for s in stays),
+        "handed on": sum(s.handed_on for s in stays),
+        "handed on, climbs": sum(climbs([s for s in stays if s.handed_on])),
         "rooms": len({room_of(s.callee.file) for s in stays}),
         "files": len({s.callee.file for s in stays}),
     }
@@ -289,6 +299,7 @@ def main() -> None:
     over = counts["stays over their caller"]
     print(f"stays: {counts['stays']}, in {counts['files']} files of {counts['rooms']} rooms")
     print(f"climbs: {counts['climbs']} (+, over the stay before); over their caller (^): {over}")
+    print(f"handed on as an argument: {counts['handed on']}, of them climbs: {counts['handed on, climbs']}")
     print(f"{time.perf_counter() - start:.0f} s")
 
 
