@@ -73,12 +73,16 @@ def find(folder: str, name: str) -> Any:
 
 def rule_of(name: str) -> Any:
     """The class of a rule of the sampler: `Rule` in the file of the method of that name. Raises UnknownName."""
-    files = _files("methods")
-    rules = {n: getattr(importlib.import_module(f), "Rule", None) for n, f in files.items() if n == _plain(name)}
-    found = rules.get(_plain(name))
+    homes = _files("methods") | {_plain(e.name): e.module for e in entry_points(group="efface.methods")}
+    found = _rule(homes[_plain(name)]) if _plain(name) in homes else None
     if found is None:
-        raise UnknownName("guard rule", name, [n for n in files if n == "negative-prompt"])
+        known = [n for n, home in homes.items() if _rule(home) is not None]
+        raise UnknownName("guard rule", name, known)
     return found
+
+
+def _rule(module: str) -> Any:
+    return getattr(importlib.import_module(module), "Rule", None)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

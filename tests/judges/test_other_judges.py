@@ -6,8 +6,6 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from efface.judges import fingerprint, lpips, nudenet, torchmetrics_features
 from efface.judges.lpips import SCALE, SHIFT
 from efface.metrics import Specimen
 from efface.metrics.detections import Detections
+from small_judges import stand_in_detector
 
 
 def noise(seed: int, n: int = 2, size: int = 64) -> np.ndarray:
@@ -148,28 +147,9 @@ def test_without_its_packages_inception_says_how_to_get_it() -> None:
 # --- the detector ----------------------------------------------------------------------------------------------------
 
 
-class Eye:
-    """Finds a region A as strong as its first channel and B as strong as its last."""
-
-    def __init__(self, model_path: str | None = None) -> None:
-        self.model_path = model_path
-
-    def detect(self, image: np.ndarray) -> list[dict[str, Any]]:
-        scores = {"A": image[..., 0].mean() / 255, "B": image[..., -1].mean() / 255}
-        return [{"class": k, "score": s, "box": [0, 0, 1, 1]} for k, s in scores.items() if s >= 0.2]
-
-
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in of the detector's package with a weight file."""
-    folder = tmp_path / "package"
-    folder.mkdir()
-    (folder / "small.onnx").write_bytes(b"weights")
-    made = ModuleType("nudenet")
-    made.__file__ = str(folder / "__init__.py")
-    made.NudeDetector = Eye  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "nudenet", made)
-    return folder
+    return stand_in_detector(tmp_path / "package", monkeypatch)
 
 
 def orange(n: int = 1) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 from dataclasses import replace
 from time import process_time
@@ -14,61 +13,14 @@ import pytest
 from efface import registry
 from efface.errors import BadRequest
 from efface.gallery.shot import Ask, Item, Shot
-from efface.metrics import Metric, Specimen
 from efface.metrics.accuracy import Accuracy
 from efface.metrics.garbage import GarbageRate
 from efface.metrics.neighbourhood import Neighbourhood
 from efface.numerics.intervals import tango, wilson
 from efface.scores.cells import Left, by_prompt, loss_cell, mean_cell, rate_cell, set_interval
-from efface.scores.forms import row_of
 from efface.scores.readings import Readings
 from efface.scores.scores import Scores
-from plain_rows import readings, record
-
-
-def rows(n: int = 120, seed: int = 0, **more: Any) -> list[dict[str, Any]]:
-    """Both sides of n images: concepts c0 to c5, three prompts each; targets fall from about 90 % to 5 %."""
-    draw = np.random.default_rng(seed)
-    made = []
-    for i in range(n):
-        c = i % 6
-        role = ("target", "neighbour", "other")[c % 3]
-        for side in ("base", "edited"):
-            rate = 0.05 if side == "edited" and role == "target" else 0.9
-            made.append({
-                "side": side, "prompt": f"c{c} in wording {i // 6 % 3}", "seed": i // 18, "role": role,
-                "concept": f"c{c}", "state": "ok", "hit": bool(draw.random() < rate), "value": float(draw.random()),
-                "garbage": bool(draw.random() < 0.02), "probability": float(draw.random()), "boxes": [],
-                "features": draw.normal(size=4).tolist(), "style": "s0", "style_seen": "s0", "object": f"c{c}",
-                "object_seen": f"c{c}", "target_hit": False, "method": "m", "seen": f"c{c}", **more,
-            })  # fmt: skip
-    return made
-
-
-@pytest.mark.parametrize("name", registry.names("metrics"))
-def test_every_metric_is_found_by_name_and_gives_the_same_cells_in_any_order(name: str) -> None:
-    """E-1, E-12: bit for bit, and as JSON without NaN."""
-    metric: Metric = registry.find("metrics", name)()
-    assert metric.direction in ("up", "down", "same")
-    some = rows()
-    shuffled = [some[i] for i in np.random.default_rng(1).permutation(len(some))]
-    there, back = metric.aggregate(readings(some)), metric.aggregate(readings(shuffled))
-    assert there == back
-    assert there
-    for cell in there:
-        json.dumps(row_of(cell), allow_nan=False)
-        assert cell.state in ("ok", "na", "error")
-        assert (cell.value is not None) == (cell.state == "ok")
-        assert bool(cell.reason) == (cell.state != "ok")
-
-
-@pytest.mark.parametrize("name", registry.names("metrics"))
-def test_every_metric_answers_na_where_it_cannot_know(name: str) -> None:
-    metric: Metric = registry.find("metrics", name)()
-    item = Specimen(np.zeros((16, 16, 3), np.uint8), "a dog", "dog")
-    found = metric.score(item)
-    assert (found.state, found.hit, found.value) == ("na", None, None)
-    assert found.reason
+from plain_rows import readings, record, rows
 
 
 @pytest.mark.parametrize(
