@@ -20,7 +20,7 @@ __all__ = ["DOCUMENTS", "bytes_of", "inspected", "parsed", "parsed_json", "read_
 LARGEST = 64 * 2**20  # bytes of a document
 LARGEST_BY_HAND = {".yaml": 2**20, ".yml": 2**20, ".toml": 4 * 2**20}  # bytes; both are read by slow parsers
 DEEPEST = 64  # lists and tables in one another
-LONGEST = 2**20  # characters of one text
+LONGEST = 2**24  # characters of one text; the header of a patch is one
 MOST = 3_000_000  # entries: a list of empty lists takes some sixty bytes of memory for each of its own
 DOCUMENTS = (".json", ".toml", ".yaml", ".yml")
 
@@ -152,7 +152,7 @@ def _single(value: object, numbers: bool) -> None:
         _text(value)
     elif numbers and isinstance(value, float) and not math.isfinite(value):
         raise ValueError("it holds NaN or infinity")
-    elif isinstance(value, int) and abs(value) >= 2**64:
+    elif numbers and isinstance(value, int) and abs(value) >= 2**64:
         raise ValueError("it holds a whole number of more than 64 bits")
 
 

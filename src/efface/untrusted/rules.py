@@ -38,10 +38,7 @@ def plain_name(name: object, where: object) -> str:
 def refuse_code(folder: Path) -> None:
     """Raise WrongFile where a configuration in the folder asks for code that it brings along or that a hub holds."""
     for file in sorted(folder.glob("*config.json")):
-        try:
-            content = read_json(file, numbers=False)
-        except WrongFile:
-            continue  # whoever reads it says what is wrong with it
+        content = read_json(file, "fetch the model again", numbers=False)
         for key, value in _entries(content):
             if key in _CODE or (_ATTENTION.fullmatch(key) and isinstance(value, str) and "/" in value):
                 raise WrongFile(f"{file} asks for code of its own ({key}), which Efface never runs; use another copy")
