@@ -58,6 +58,7 @@ def command(
             for file in patch or ():
                 stack.enter_context(Patch.load(file).applied(opened))
             gallery = Gallery(Side("generated", opened, opened.in_force), sampling, shared_images())
+            gallery.damaged(shots, {})  # torn ones are drawn again
             gallery.draw(gallery.shards(shots), work, engine=where)
         for name, shot in zip(names, shots, strict=True):
             shutil.copyfile(gallery.images.path(gallery.key(shot)), made / name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import BadRequest
-from efface.untrusted import short
+from efface.untrusted import escaped, printable, short
 
 if TYPE_CHECKING:
     from efface.engines import Engine
@@ -41,7 +41,7 @@ Out = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: cuda where there is one.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the model hub.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 EngineName = Annotated[
@@ -126,11 +126,10 @@ def seeds_of(text: str) -> list[int]:
 def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     """The result as one JSON object on stdout, or as lines for people."""
     if as_json:
-        json.dump(result, sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
-        print()
+        print(escaped(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)))
         return
     for line in lines:
-        print(line)
+        print(printable(line))
 
 
 def command_line() -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ DTYPES = (
     torch.int32,
     torch.bool,
 )
+MOST_STRENGTH = 1000  # times what the method answered
 LARGEST_HEADER = 32 * 2**20  # bytes
 # What reading a header raises that is none: absent or empty entries, wrong types, numbers without end, deep nesting.
 _DAMAGE = (LookupError, TypeError, ValueError, OverflowError, RecursionError, OSError)
@@ -70,7 +72,9 @@ class Patch:
         return any(isinstance(e, Guard) or e.gate for e in self.edits)
 
     def scaled(self, factor: float) -> Patch:
-        """The same patch at `factor` times its strength."""
+        """The same patch at `factor` times its strength. Raises BadRequest for no finite number."""
+        if not math.isfinite(factor) or abs(factor) > MOST_STRENGTH:
+            raise BadRequest(f"a strength is a number up to {MOST_STRENGTH}, got {factor}; 1 is the patch as it is")
         return dataclasses.replace(self, strength=self.strength * factor)
 
     def weight(self, site: str, weight: torch.Tensor) -> torch.Tensor:
@@ -84,7 +88,13 @@ class Patch:
                         "load the base that the patch names"
                     )
                 new = new + self.strength * edit.delta(site, new)
-        return new.to(weight.dtype).to(weight.device)
+        rounded = new.to(weight.dtype)
+        if rounded.is_floating_point() and not bool(torch.isfinite(rounded).all()):
+            raise WrongFile(
+                f"{site} would hold NaN or infinity in {weight.dtype} at strength {self.strength:g}; "
+                "take a lower strength, or an undamaged patch"
+            )
+        return rounded.to(weight.device)
 
     @property
     def gated(self) -> tuple[Patch, ...]:

@@ -68,7 +68,7 @@ def missing_seeds(file: Path, rows: Sequence[Row], cure: str) -> str:
 
 def _rows(found: Iterable[Entry], file: Path) -> Iterator[Row]:
     seen: dict[str, int] = {}
-    header: tuple[str, ...] = ()
+    header: tuple[str, ...] | None = None
     place: Mapping[str, str] = {}
     for entry in found:
         if entry.text is None and tuple(entry.cells) != header:
@@ -79,7 +79,7 @@ def _rows(found: Iterable[Entry], file: Path) -> Iterator[Row]:
             raise WrongFile(f"{entry.where}: id {row.id!r} stands already on line {seen[row.id]}; make it unique")
         seen[row.id] = entry.line
         yield row
-    if not header and not seen:
+    if header is None and not seen:
         known = ", ".join(COLUMNS["prompt"])
         raise WrongFile(f"{file} holds no prompt: it has no column of prompts ({known}) with a row below its name")
 

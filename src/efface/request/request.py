@@ -43,12 +43,14 @@ class Concept:
         name = _plain(self.name, "name")
         if not name:
             raise BadRequest("a concept needs a name, got an empty text; write for example -c dog")
-        if self.kind and self.kind not in KINDS:
-            raise UnknownName("kind", self.kind, KINDS)
+        kind = _plain(self.kind, "kind")
+        if kind and kind not in KINDS:
+            raise UnknownName("kind", kind[:60], KINDS)
         anchor = None if self.anchor is None else _plain(self.anchor, "anchor")
         if anchor is not None and anchor.casefold() == name.casefold():
             raise BadRequest(f"concept {name!r} has itself as anchor, so nothing would change; name another anchor")
         object.__setattr__(self, "name", name)
+        object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "anchor", anchor)
         synonyms = _all_plain(self.synonyms, "synonyms")
         if "" in synonyms:

@@ -15,7 +15,7 @@ from typing import Any
 from efface.errors import WrongFile
 from efface.untrusted.documents import read_json
 
-__all__ = ["cell", "contained", "owned", "plain_name", "printable", "refuse_code", "refuse_links", "short"]
+__all__ = ["cell", "contained", "escaped", "owned", "plain_name", "printable", "refuse_code", "refuse_links", "short"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "use_kernels")
@@ -112,4 +112,9 @@ def short(value: object) -> str:
 
 def printable(line: str) -> str:
     """A line for the terminal: what would move its cursor or cannot be encoded is shown as an escape."""
-    return _UNPRINTED.sub(lambda m: m[0].encode("unicode_escape", "surrogatepass").decode(), line)
+    return _UNPRINTED.sub(lambda m: ascii(m[0])[1:-1], line)
+
+
+def escaped(text: str) -> str:
+    """JSON for the terminal: the same, as JSON writes it."""
+    return _UNPRINTED.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
