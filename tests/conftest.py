@@ -16,19 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tiny_families import MakePipe, make_pipe
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 if TYPE_CHECKING:
-    import torch
-
     from efface.model import Model
-    from efface.model.text import Encoded
 
 ROOT = Path(__file__).parent.parent
-REFERENCE = Path(__file__).parent / "reference" / "tiny-sd"
-
-MakePipe = Callable[..., Any]
 
 
 def slow_part(nodeid: str) -> int:
@@ -65,66 +61,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # --- models --------------------------------------------------------------------------------------------------------
-
-
-def config_of(part: str) -> dict[str, Any]:
-    """A configuration of the reference pipeline."""
-    return json.loads((REFERENCE / part / "config.json").read_text())
-
-
-# The U-Nets of Stable Diffusion 1.x and 2.x; every other value is diffusers' default.
-SD_UNETS: dict[str, dict[str, Any]] = {
-    "1.x": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "2.x": {
-        "sample_size": 64, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-    },
-}  # fmt: skip
-
-
-def make_pipe(seed: int = 0, dtype: torch.dtype | None = None, scheduler: str = "dpm", **unet: Any) -> Any:
-    """A random StableDiffusionPipeline shaped like tests/reference/tiny-sd; the same seed, the same weights.
-
-    scheduler: dpm (as the bundled models), pndm, ddim, ancestral. unet: overrides of its configuration.
-    """
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        DPMSolverMultistepScheduler,
-        EulerAncestralDiscreteScheduler,
-        PNDMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    kinds: dict[str, Any] = {
-        "dpm": DPMSolverMultistepScheduler,
-        "pndm": PNDMScheduler,
-        "ddim": DDIMScheduler,
-        "ancestral": EulerAncestralDiscreteScheduler,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = UNet2DConditionModel.from_config({**config_of("unet"), **unet})
-        text = CLIPTextModel(CLIPTextConfig(**config_of("text_encoder")))
-        vae = AutoencoderKL.from_config(config_of("vae"))
-    schedule = json.loads((REFERENCE / "scheduler" / "scheduler_config.json").read_text())
-    pipe = StableDiffusionPipeline(
-        unet=network,  # pyright: ignore[reportArgumentType]
-        text_encoder=text,
-        vae=vae,  # pyright: ignore[reportArgumentType]
-        tokenizer=CLIPTokenizer.from_pretrained(REFERENCE / "tokenizer"),
-        scheduler=kinds[scheduler].from_config(schedule),
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    for module in (pipe.unet, pipe.text_encoder, pipe.vae):
-        module.eval().requires_grad_(False)
-    return pipe if dtype is None else pipe.to(dtype)
 
 
 @pytest.fixture(scope="session")
@@ -214,14 +150,3 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
         return Said(int(stopped.value.code or 0), text.out, text.err)
 
     return run
-
-
-# --- text ------------------------------------------------------------------------------------------------------------
-
-
-def encoded(text: str, rows: torch.Tensor, count: int) -> Encoded:
-    """A text of `count` tokens, both ends among them, in the one stream of a CLIP encoder."""
-    from efface.families._text import clip_spans
-    from efface.model.text import Encoded, Encoding
-
-    return Encoded(text, {"text": Encoding(rows, clip_spans(count, len(rows)))})

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from conftest import REFERENCE, make_pipe
+__all__ = ["FAMILIES", "REFERENCE", "SD_UNETS", "MakePipe", "Tiny", "config_of", "make_pipe"]
 
-__all__ = ["FAMILIES", "Tiny"]
+REFERENCE = Path(__file__).parent / "reference" / "tiny-sd"
+MakePipe = Callable[..., Any]
 
 WORDS = 30.0  # what token embeddings of CLIP are multiplied by: at their start they are lost beside the positions
 T5_WORDS = 1024
@@ -69,6 +70,69 @@ class Tiny:
         pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(self.absent))
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+
+# --- the smallest pipeline, with other seeds and shapes ---------------------------------------------------------------
+
+
+def config_of(part: str) -> dict[str, Any]:
+    """A configuration of the reference pipeline."""
+    return json.loads((REFERENCE / part / "config.json").read_text())
+
+
+# The U-Nets of Stable Diffusion 1.x and 2.x; every other value is diffusers' default.
+SD_UNETS: dict[str, dict[str, Any]] = {
+    "1.x": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "2.x": {
+        "sample_size": 64, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+}  # fmt: skip
+
+
+def make_pipe(seed: int = 0, dtype: torch.dtype | None = None, scheduler: str = "dpm", **unet: Any) -> Any:
+    """A random StableDiffusionPipeline shaped like tests/reference/tiny-sd; the same seed, the same weights.
+
+    scheduler: dpm (as the bundled models), pndm, ddim, ancestral. unet: overrides of its configuration.
+    """
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerAncestralDiscreteScheduler,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    kinds: dict[str, Any] = {
+        "dpm": DPMSolverMultistepScheduler,
+        "pndm": PNDMScheduler,
+        "ddim": DDIMScheduler,
+        "ancestral": EulerAncestralDiscreteScheduler,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet2DConditionModel.from_config({**config_of("unet"), **unet})
+        text = CLIPTextModel(CLIPTextConfig(**config_of("text_encoder")))
+        vae = AutoencoderKL.from_config(config_of("vae"))
+    schedule = json.loads((REFERENCE / "scheduler" / "scheduler_config.json").read_text())
+    pipe = StableDiffusionPipeline(
+        unet=network,  # pyright: ignore[reportArgumentType]
+        text_encoder=text,
+        vae=vae,  # pyright: ignore[reportArgumentType]
+        tokenizer=CLIPTokenizer.from_pretrained(REFERENCE / "tokenizer"),
+        scheduler=kinds[scheduler].from_config(schedule),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    for module in (pipe.unet, pipe.text_encoder, pipe.vae):
+        module.eval().requires_grad_(False)
+    return pipe if dtype is None else pipe.to(dtype)
 
 
 # --- parts that rows share --------------------------------------------------------------------------------------------

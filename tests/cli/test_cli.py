@@ -19,10 +19,11 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import efface
-from conftest import Cli, Said, make_pipe
+from conftest import Cli, Said
 from efface import registry
 from efface.erasure import state_folder
 from efface.model import Model
+from tiny_families import make_pipe
 
 COMMANDS = (
     "demo", "erase", "apply", "generate", "audit", "report", "compare", "status", "gc", "inspect", "list", "world",

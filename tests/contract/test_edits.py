@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import efface
-from conftest import MakePipe, all_bits, make_pipe
+from conftest import all_bits
 from efface.errors import BadRequest, NothingChanged, OutputExists, UnknownName, WrongBase, WrongFile
 from efface.model import Model
 from efface.patch import Dense, Edit, Gate, Guard, LowRank, Mask, Operator, Patch, read_header
+from tiny_families import MakePipe, make_pipe
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

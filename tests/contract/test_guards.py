@@ -15,13 +15,14 @@ import pytest
 import torch
 
 import efface
-from conftest import all_bits, make_pipe
+from conftest import all_bits
 from efface import registry
 from efface.errors import UnknownName
 from efface.evidence.needs import Needs
 from efface.model import Model
 from efface.model.places import PLACES
 from efface.patch import Guard, Patch
+from tiny_families import make_pipe
 
 CONCEPT, PROMPTS, SEEDS = "a dog", ["a dog", "a red house", "a cat"], [0, 5, 9]
 

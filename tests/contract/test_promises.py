@@ -15,13 +15,14 @@ import pytest
 import torch
 
 import efface
-from conftest import MakePipe, all_bits, make_pipe
+from conftest import all_bits
 from efface import registry
 from efface.erasure import plan
 from efface.errors import BadRequest, Cancelled, EffaceError, NothingChanged, UnknownName, WrongBase, WrongFile
 from efface.model import Model
 from efface.patch import Guard, Patch
 from efface.work import Work
+from tiny_families import MakePipe, make_pipe
 
 CONCEPTS = ("dog", "noto style", "person:a king=a man")
 KEEP = ("cat", "a red house")

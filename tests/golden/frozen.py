@@ -38,13 +38,13 @@ sys.path[:0] = [p for p in (str(HERE.parent), str(HERE.parent / "flow")) if p no
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from conftest import make_pipe  # noqa: E402
 from efface import erase, load, registry  # noqa: E402
 from efface.audit import audit  # noqa: E402
 from efface.cli import main as command  # noqa: E402
 from efface.metrics._run import configured  # noqa: E402
 from efface.report.gate import load as load_gate  # noqa: E402
 from efface.request import Request  # noqa: E402
+from tiny_families import make_pipe  # noqa: E402
 from tiny_world import categories, make_world, named, paint, pictures, small, zero_patch  # noqa: E402
 
 Json = Any

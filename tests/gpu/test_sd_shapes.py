@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import efface
-from conftest import REFERENCE, SD_UNETS, config_of
 from efface import registry
 from efface.model import Model
+from tiny_families import REFERENCE, SD_UNETS, config_of
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import efface
-from conftest import make_pipe
 from efface.errors import BadRequest, EffaceWarning
 from efface.evidence.gather import gather
 from efface.methods.esd import ESD, Erasing, Latents, target
@@ -19,6 +18,7 @@ from efface.model import Model
 from efface.request import Request
 from efface.training.loop import Net
 from efface.work import Work
+from tiny_families import make_pipe
 
 SHORT = Latents(steps=4, walks=2)
 

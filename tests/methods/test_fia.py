@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import efface
-from conftest import ROOT, MakePipe, all_bits
+from conftest import ROOT, all_bits
 from efface.erasure import plan
 from efface.errors import BadRequest, EffaceError, EffaceWarning, NothingChanged, UnknownName, WrongFile
 from efface.evidence.gather import gather
@@ -27,6 +27,7 @@ from efface.registry import choose, resolve
 from efface.request import Request
 from efface.work import Work
 from efface.world import objects
+from tiny_families import MakePipe
 
 # Few prompts and steps: the laws do not depend on how many.
 SMALL: dict[str, Any] = {"prompts": 3, "saliency_steps": 2, "inference_steps": 4, "r2": 0.05}

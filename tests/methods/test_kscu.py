@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import efface
-from conftest import SD_UNETS, config_of, make_pipe
 from efface.erasure import plan
 from efface.errors import BadRequest, Cancelled, EffaceWarning, NothingChanged, WrongFile
 from efface.evidence.gather import gather
@@ -28,6 +27,7 @@ from efface.request import Concept, Request
 from efface.training.loop import Net, train
 from efface.training.trajectories import predictions
 from efface.work import Work
+from tiny_families import SD_UNETS, config_of, make_pipe
 
 # A run of seconds: two passes of two steps and a bit, so that a jump, an advance and an augmented update occur.
 SHORT: dict[str, Any] = {"updates": 5, "updates_several": "each", "steps": 5, "first_step": 3, "augment": 0.2}

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import efface
-from conftest import make_pipe
 from efface import prompts
 from efface.erasure import plan
 from efface.errors import BadRequest, EffaceWarning, UnknownName, WrongFile
@@ -26,6 +25,7 @@ from efface.numerics.spectral import Gate, Shared, penalised
 from efface.patch import Dense, LowRank, Operator, Patch
 from efface.registry import flat
 from efface.work import Work
+from tiny_families import make_pipe
 
 PRESETS = ("code", "roll-back", "paper", "efface", "world")
 

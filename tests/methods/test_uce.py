@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 import efface
-from conftest import REFERENCE, make_pipe
 from efface.erasure import plan, solve
 from efface.errors import BadRequest, NothingChanged, WrongFile
 from efface.evidence.gather import gather
@@ -22,6 +21,7 @@ from efface.patch import Dense, Operator, Patch
 from efface.registry import choose, resolve
 from efface.request import Concept, Request
 from efface.work import Work
+from tiny_families import REFERENCE, make_pipe
 
 CASES = Path(REFERENCE).parent
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import efface
-from conftest import SD_UNETS, MakePipe, config_of, make_pipe
 from efface.errors import BadRequest, Unavailable, UnknownName, WrongFile
 from efface.families.stable_diffusion import StableDiffusion
 from efface.model import Model
 from efface.model.config import Config
+from tiny_families import SD_UNETS, MakePipe, config_of, make_pipe
 
 
 def test_sites_are_the_same_from_pipeline_folder_and_configuration(tiny: Model, tiny_pipe: MakePipe) -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import efface
-from conftest import MakePipe
 from efface.errors import BadRequest, Cancelled
 from efface.model import Model
 from efface.model import places as guards
 from efface.work import Work
 from nudge import Add, nudges
+from tiny_families import MakePipe
 
 PROMPTS, SEEDS = ["a dog", "a red house", "a cat in noto style"], [0, 5, 9]
 

@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 import efface
-from conftest import Cli, MakePipe, all_bits, bits, make_pipe
+from conftest import Cli, all_bits, bits
 from efface.audit import concepts_for
 from efface.errors import BadRequest, EffaceError, OutputExists, WrongBase, WrongFile
 from efface.model import Model
 from efface.patch import Dense, Gate, Guard, Patch
 from efface.patch.merge import merge
 from efface.request import Concept, Request
+from tiny_families import MakePipe, make_pipe
 
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
 

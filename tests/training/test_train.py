@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 import efface
-from conftest import REFERENCE, all_bits, make_pipe
+from conftest import all_bits
 from efface.errors import BadRequest, Cancelled, EffaceError, NothingChanged, WrongFile
 from efface.model import Model
 from efface.model.devices import Team
 from efface.patch import Dense, LowRank, Patch
 from efface.training.loop import Net, train
 from efface.work import Work
+from tiny_families import REFERENCE, make_pipe
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn2."
 SITES = tuple(BLOCK + n for n in ("to_q", "to_k", "to_v", "to_out.0", "to_out.0.bias"))
@@ -459,7 +460,7 @@ SCRIPT = """
 import sys; sys.path.insert(0, {tests!r})
 import torch; torch.set_num_threads(1)
 import efface
-from conftest import make_pipe
+from tiny_families import make_pipe
 from safetensors.torch import save_file
 patch = efface.erase(make_pipe(dtype=torch.float64), ["dog"], method="kscu", preset="code", updates=3, steps=6,
                      first_step=3, scope="xattn", batch=2, learning_rate=1e-3, augment=0)

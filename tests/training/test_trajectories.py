@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 import efface
-from conftest import make_pipe
 from efface.errors import BadRequest
 from efface.model import Model
 from efface.model.text import Context
 from efface.training.scopes import sites_of
 from efface.training.trajectories import Trajectories, predictions
+from tiny_families import make_pipe
 
 
 @pytest.fixture(scope="module")
