@@ -102,6 +102,8 @@ class ESD:
     def ask(self, request: Request, card: Card) -> Needs:
         """Texts of concepts, anchors and the carrier, and the empty text; the denoiser is trained."""
         self.sites(card)
+        if self.latents.sampler == "ddim":
+            card.walked_by("DDIMScheduler")
         for concept in request.concepts:
             if anchor_of(concept, self.guide).casefold() in {t.casefold() for t in self.texts(concept, request)}:
                 what = "setting 'guide'" if concept.anchor is None else "the anchor"

@@ -52,6 +52,7 @@ class KSCU(Tuning):
     def ask(self, request: Request, card: Card) -> Needs:
         """Texts of concepts, anchors and kept texts, and the empty text; the denoiser is trained."""
         self.sites(card)
+        card.walked_by("DDIMScheduler")
         complete_prompts(self, request)
         for concept in request.concepts:
             own = {t.casefold() for t in (*concept.texts, *self.texts(concept, request))}

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from efface.errors import UnknownName
+from efface.errors import Unavailable, UnknownName
 
 __all__ = ["Card", "Door", "Site", "Stream", "freeze"]
 
@@ -88,6 +88,11 @@ class Card:
             if site.bias and name == f"{site.name}.bias":
                 return Site(name, site.role, site.shape[:1])
         raise UnknownName("site", name, (s.name for s in self.sites), "efface inspect MODEL")
+
+    def walked_by(self, scheduler: str) -> None:
+        """Raises Unavailable where the network predicts a flow, which a scheduler of noise cannot walk."""
+        if self.prediction == "flow":
+            raise Unavailable(f"{self.name} predicts a flow, which {scheduler} cannot walk; use uce or scapre")
 
     def select(self, *roles: str) -> tuple[Site, ...]:
         """All sites of these roles, in name order. Raises UnknownName for a role that no site has."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from efface.errors import BadRequest, Unavailable
+from efface.errors import BadRequest
 from efface.model.card import Card
 from efface.model.config import sentences
 from efface.model.family import Family
@@ -83,9 +83,8 @@ class Network:
 
         config = self.card.schedule_dict()
         own = config.pop("_class_name")
-        if name and self.card.prediction == "flow":
-            raise Unavailable(f"{self.card.name} predicts a flow, which {name} cannot walk; use uce or scapre")
         if name:  # what the other class would set differently where the configuration is silent
+            self.card.walked_by(name)
             config = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | config
         with sentences(f"the scheduler {name or own} of {self.card.name}"):
             return getattr(diffusers, name or own).from_config(config)
