@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c co
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup core demo test check fmt lint types docs bench test-slow test-ui test-gpu test-cluster world-claim ci clean
+.PHONY: setup core demo test check fmt lint types docs bench test-slow test-ui test-gpu test-cluster test-kills world-claim ci clean
 
 $(VENV)/core.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ test-ui: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu || test $$? -eq 5
+
+test-kills: setup
+	$(BIN)/python -m pytest -m kills -s || test $$? -eq 5
 
 # Ray is no part of the usual setup: it is installed when this is asked for
 test-cluster: setup

@@ -148,6 +148,7 @@ class _Sitting:
 
     def _side(self, gallery: Gallery, shards: Sequence[Shard], damaged: Sequence[Shot]) -> None:
         judging = Judging(self.folder.records, self.panel, self.plan.private)
+        judging.void_errors(gallery.side.name)
         skip = self._skipped(gallery, judging)
         for batch, items in self._batches(gallery, shards):
             tally = self._drawn(gallery, batch, skip)

@@ -16,7 +16,10 @@ from typing import Any
 
 from efface.errors import BadRequest, OutputExists, WrongFile
 
-__all__ = ["VERSION", "cache_folder", "is_dead", "key_of", "leftovers", "new_folder", "sweep_dead", "write_bytes"]
+__all__ = [
+    "VERSION", "cache_folder", "is_dead", "key_of", "leftovers", "new_folder", "sweep_dead", "temporary_of",
+    "write_bytes",
+]  # fmt: skip
 
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]  # its processes can be asked for
 _TEMPORARY = re.compile(r"\.(?:old)?(\d{1,10})-([0-9a-f]{6})\.tmp$")
@@ -29,7 +32,7 @@ def write_bytes(path: Path, data: bytes, overwrite: bool = True, sync: bool = Tr
         raise OutputExists(path)
     if path.is_dir():
         raise WrongFile(f"cannot write {path}: it is a folder; name a file")
-    temporary = _temporary(path)
+    temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_dead(path)
@@ -58,7 +61,7 @@ def new_folder(out: Path, overwrite: bool, own: Callable[[Path], bool]) -> Itera
     if out.name in ("", ".."):
         raise BadRequest(f"-o {out} is no name for a new folder; write for example -o {out / 'out'}")
     _may_replace(out, overwrite, own)
-    temporary, old = _temporary(out), _temporary(out, "old")
+    temporary, old = temporary_of(out), temporary_of(out, "old")
     try:
         sweep_dead(out)
         temporary.mkdir(parents=True)
@@ -81,7 +84,7 @@ def _may_replace(out: Path, overwrite: bool, own: Callable[[Path], bool]) -> Non
         raise WrongFile(f"{out} was not made by this command, so --overwrite leaves it; name another output")
 
 
-def _temporary(path: Path, word: str = "") -> Path:
+def temporary_of(path: Path, word: str = "") -> Path:
     """Where a file or folder is made: beside it, under a name that says which process of which machine makes it."""
     return path.with_name(f".{path.name}.{word}{os.getpid()}-{HOST}.tmp")
 

@@ -99,7 +99,10 @@ def _spec(out: Path) -> Mapping[str, object] | None:
     file = out / SPEC
     if not file.is_file():
         return None
-    found = read_json(file, DAMAGED)
+    try:
+        found = read_json(file, DAMAGED)
+    except WrongFile as error:
+        raise WrongFile(f"{file} is damaged: {error}") from None
     if not isinstance(found, dict):
         raise WrongFile(f"{file} is damaged: it is no table; {DAMAGED}")
     return found

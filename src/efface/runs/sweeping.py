@@ -41,8 +41,9 @@ def sweep_cache(days: float | None, dry: bool = False) -> list[Path]:
     images, states = cache_folder() / "images", cache_folder() / "erase"
     gone = leftovers(images) if images.is_dir() else []
     if days is not None:
-        limit = time.time() - max(DAY * days, HOUR)  # a run may have drawn it and not taken it yet
-        gone += sorted(f for f in images.glob("??/*.png") if not f.name.startswith(".") and _unheld(f, limit))
+        limit = time.time() - DAY * days
+        young = time.time() - max(DAY * days, HOUR)  # a run may have drawn it and not taken it yet
+        gone += sorted(f for f in images.glob("??/*.png") if not f.name.startswith(".") and _unheld(f, young))
         gone += sorted(f for f in _states(states) if f.stat().st_mtime < limit)
     _delete(gone, dry)
     return gone

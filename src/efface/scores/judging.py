@@ -41,6 +41,12 @@ class Judging:
             if self._key(gallery, key) not in self.records
         )  # fmt: skip
 
+    def void_errors(self, side: str) -> None:
+        """What failed before is tried again: an error is no verdict on a picture."""
+        for record in self.mine():
+            if record.side == side and record.state == "error":
+                self.records.void(record.key, "it failed and is tried again")
+
     def judge(self, gallery: Gallery, items: Iterable[Item], work: Work) -> int:
         """One record an image that is kept; returns how many were judged. Judged images are not judged again."""
         todo = [i for i in items if self._key(gallery, gallery.key(i.shot)) not in self.records]

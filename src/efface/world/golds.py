@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from efface.errors import WrongFile
-from efface.files import cache_folder
+from efface.files import cache_folder, sweep_dead, temporary_of
 
 __all__ = ["completed", "digest", "placed", "staging_for"]
 
@@ -49,7 +49,8 @@ def digest(*files: Path) -> str:
 
 def staging_for(target: Path) -> Path:
     """An empty folder beside `target`, of this process alone."""
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    sweep_dead(target)
+    staging = temporary_of(target)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     return staging
