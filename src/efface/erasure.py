@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def warnings(self) -> list[str]:
-        """Targets that this model hardly draws, by its own concept list."""
+        """Targets that this model hardly draws, by its own concept list; names that look like a list."""
         listed = {c["name"].casefold(): c for c in self.model.concepts}
         found = []
         for concept in self.request.concepts:
@@ -53,7 +53,10 @@ class Plan:
                     f"{self.model.card.name} draws {concept.name!r} in only {row['base_rate']:.0%} of {row['n']} "
                     "images: a low rate after the edit will prove nothing (it is reported as NA)"
                 )
-        return found
+        return found + [
+            f"{text!r} is taken as one name; where it is a list, repeat -c or --keep for each"
+            for text in self.request.lists_in_one(listed)
+        ]
 
     def lines(self) -> list[str]:
         """The plan in words."""

@@ -293,7 +293,8 @@ def all_kinds() -> Patch:
         Mask.pack("c", rand(5, 4) > 0),
         Guard("negative-prompt", {"text": "dog"}, {"rows": rand(3, 4).float()}, ("a",)),
     )
-    return Patch(edits, {"method": "none"}, {"name": "tiny", "parts": {}}, 0.5)
+    parts = {"a": "0", "b": "0", "c": "0", "stream:text": "0"}
+    return Patch(edits, {"method": "none"}, {"name": "tiny", "parts": parts}, 0.5)
 
 
 def test_every_kind_of_edit_survives_the_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from efface.cli import apply, audit, compare, demo, erase, gc, generate, inspect, listing, report, status, world
 from efface.errors import EffaceError
+from efface.untrusted import printable
 
 __all__ = ["app", "main"]
 
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Errors are at most two lines on stderr.
     """
     code = 0
+    for stream in (sys.stdout, sys.stderr):  # what they cannot write is shown as an escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False) or 0
     except EffaceError as error:
@@ -68,5 +73,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"efface: {message}", file=sys.stderr)
+    print(printable(f"efface: {message}"), file=sys.stderr)
     return code

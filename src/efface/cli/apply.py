@@ -25,14 +25,16 @@ def command(
 
     --overwrite replaces a folder that this command wrote.
     """
+    from efface.patch import Patch
+
+    wanted = Patch.load(patch).scaled(strength)  # before the model: a wrong strength is found at once
     o.prepare(offline=offline)
     from efface.model import load
     from efface.model.sources import Folder
-    from efface.patch import Patch
     from efface.patch.merge import merge
 
     base = load(model, "cpu", "float32", offline)
-    done = merge(base, Patch.load(patch).scaled(strength), out, overwrite)
+    done = merge(base, wanted, out, overwrite)
     absent = [part for part, there in Folder(base.folder).parts.items() if not there]
     lines = [f"{out}: {done} weights changed", *(f"without {part}: {model} lacks it" for part in absent)]
     o.emit({"folder": str(out), "sites": done, "absent": absent}, json, lines)

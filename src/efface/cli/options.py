@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import BadRequest
+from efface.untrusted import escaped, printable, short
 
 if TYPE_CHECKING:
     from efface.engines import Engine
@@ -26,6 +28,7 @@ __all__ = [
     "prepare", "seeds_of", "settings_of",
 ]  # fmt: skip
 
+MOST_SEEDS = 100_000
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="mini, a diffusers folder, or a hub id.")]
 Concepts = Annotated[
     list[str] | None,
@@ -33,12 +36,12 @@ Concepts = Annotated[
 ]
 ConceptFile = Annotated[Path | None, typer.Option("--concepts", help="TOML, YAML, JSON, CSV or one name a line.")]
 Keeps = Annotated[list[str] | None, typer.Option("--keep", help="A text to protect; repeat.")]
-KeepFile = Annotated[Path | None, typer.Option("--keep-file", help="Texts to protect, one a line.")]
+KeepFile = Annotated[Path | None, typer.Option("--keep-file", help="Texts to protect: a table, or one a line.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default: cuda where there is one.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the model hub.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 EngineName = Annotated[
@@ -105,24 +108,28 @@ def settings_of(pairs: list[str] | None) -> dict[str, str]:
 
 
 def seeds_of(text: str) -> list[int]:
-    """`0-3` -> 0, 1, 2, 3; `0,5,9`. Raises BadRequest."""
+    """`0-3` -> 0, 1, 2, 3; `0,5,9`. Raises BadRequest, also for a seed of more than 64 bits and for too many."""
     found: list[int] = []
     for part in text.split(","):
-        low, dash, high = part.strip().partition("-")
-        if not low.isdigit() or (dash and not (high.isdigit() and int(low) <= int(high))):
-            raise BadRequest(f"seeds are written 0-3 or 0,5,9; got {text!r}")
-        found += range(int(low), int(high if dash else low) + 1)
+        match = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part.strip())
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not low <= high < 2**64:
+            raise BadRequest(f"seeds are written 0-3 or 0,5,9, each below 2^64; got {short(text)}")
+        if len(found) + high - low + 1 > MOST_SEEDS:
+            raise BadRequest(f"at most {MOST_SEEDS} seeds at one go, got {short(text)}; take them in parts")
+        found += range(low, high + 1)
+    if len(set(found)) < len(found):
+        raise BadRequest(f"a seed is named twice in {short(text)}; name each once")
     return found
 
 
 def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     """The result as one JSON object on stdout, or as lines for people."""
     if as_json:
-        json.dump(result, sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
-        print()
+        print(escaped(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)))
         return
     for line in lines:
-        print(line)
+        print(printable(line))
 
 
 def command_line() -> str:

@@ -14,7 +14,9 @@ import numpy as np
 
 from efface.errors import WrongFile
 from efface.files import write_bytes
+from efface.untrusted.documents import bytes_of
 
+MOST_PIXELS = 2**26  # of one picture: a few kilobytes may unfold into gigabytes
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -78,16 +80,17 @@ class Images:
 
     def png(self, key: str) -> bytes:
         """The file's bytes. Raises WrongFile."""
+        path = self.path(key)
         try:
-            return self.path(key).read_bytes()
-        except FileNotFoundError:
+            return bytes_of(path)
+        except WrongFile:
             raise WrongFile(f"the image {key} is gone; run the same command again to redraw it") from None
 
     def get(self, key: str) -> np.ndarray:
         """(h, w, 3) uint8. A torn file is deleted and raises WrongFile."""
         try:
             return _decoded(self.png(key))
-        except (OSError, SyntaxError, ValueError):
+        except ValueError:
             self.drop(key)
             raise WrongFile(f"the image {key} was damaged and is deleted; run the same command again") from None
 
@@ -97,16 +100,22 @@ class Images:
             return True
         try:
             found = _decoded(self.png(key))
-        except (OSError, SyntaxError, ValueError):
+        except ValueError:
             return False
         return pixels is None or pixel_hash(found) == pixels
 
 
 def _decoded(data: bytes) -> np.ndarray:
+    """(h, w, 3) uint8. Raises ValueError for what is no picture, and for one that is too large to be drawn here."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # decoders of damaged files raise whatever they come upon
+        raise ValueError(f"no picture: {error}") from None
 
 
 def read_images(folder: Path) -> dict[str, np.ndarray]:
@@ -122,8 +131,8 @@ def read_images(folder: Path) -> dict[str, np.ndarray]:
     found, broken = {}, []
     for file in files:
         try:
-            found[file.relative_to(folder).as_posix()] = _decoded(file.read_bytes())
-        except (OSError, SyntaxError, ValueError):
+            found[file.relative_to(folder).as_posix()] = _decoded(bytes_of(file))
+        except (ValueError, WrongFile):
             broken.append(file.relative_to(folder).as_posix())
     if broken:
         raise WrongFile(

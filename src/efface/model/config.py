@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from efface.errors import WrongFile
+from efface.errors import EffaceError, WrongFile
+from efface.untrusted import short
 
-__all__ = ["Config"]
+__all__ = ["Config", "bounded", "sentences"]
+
+# Of what a network or a schedule is built of: the largest known models stay far below each.
+BOUNDS = (
+    (re.compile(r"num_train_timesteps|steps"), 100_000),
+    (re.compile(r".*layers.*|.*_blocks|.*depth.*"), 256),
+    (re.compile(r"sample_size|size|image_size|resolution"), 16_384),
+)
+WIDEST = 10_000_000  # any other whole number, a vocabulary's size among them
+LONGEST_LIST = 100_000
+MOST_LAYERS = 2_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ class Config:
         value = self._found(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             self._refuse(key, "a number")
-        return float(value)
+        return float(value) if math.isfinite(value) else self._refuse(key, "a number that is finite")
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._found(key, default)
@@ -74,4 +88,51 @@ class Config:
 
     def _refuse(self, key: str, wanted: str) -> NoReturn:
         value = self.values.get(key)
-        raise WrongFile(f"{self.where}: {key!r} must be {wanted}, got {str(value)[:60]!r}; mend the file")
+        raise WrongFile(f"{self.where}: {key!r} must be {wanted}, got {short(value)}; mend the file")
+
+
+def bounded(config: Config) -> Config:
+    """The configuration, if nothing in it is too large to be built. Raises WrongFile."""
+    for key, value in _numbers(config.values):
+        most = next((most for name, most in BOUNDS if name.fullmatch(key)), WIDEST)
+        if abs(value) > most:
+            raise WrongFile(f"{config.where}: {key!r} is {short(value)}, expected at most {most}; mend the file")
+    for key, value in config.values.items():
+        if isinstance(value, list) and len(value) > LONGEST_LIST:
+            raise WrongFile(f"{config.where}: {key!r} is a list of {len(value)}, too long; mend the file")
+    layers = math.prod(_largest(config.values.get(key)) for key in ("layers_per_block", "transformer_layers_per_block"))
+    blocks = config.values.get("block_out_channels")
+    count = layers * (len(blocks) if isinstance(blocks, list) else 1)
+    if count > MOST_LAYERS:
+        raise WrongFile(f"{config.where} describes {count} layers, expected at most {MOST_LAYERS}; mend the file")
+    return config
+
+
+def _largest(value: object) -> int:
+    whole = [n for _, n in _numbers({"": value})]
+    return max((n for n in whole if n > 0), default=1)
+
+
+def _numbers(values: Mapping[str, object]) -> Iterator[tuple[str, int]]:
+    """Every whole number at any depth, with the nearest name above it."""
+    stack = list(values.items())
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, dict):
+            stack += value.items()
+        elif isinstance(value, list | tuple):
+            stack += [(key, v) for v in value]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield key, value
+
+
+@contextmanager
+def sentences(where: object) -> Iterator[None]:
+    """What a library says of a configuration or of weights that it cannot use, as one sentence. Raises WrongFile."""
+    try:
+        yield
+    except (EffaceError, MemoryError):
+        raise
+    except Exception as error:  # configurations come from strangers: every kind of error was seen
+        first = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+        raise WrongFile(f"{where} cannot be loaded ({first[:160]}); fetch the model again") from None

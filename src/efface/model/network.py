@@ -10,6 +10,7 @@ import torch
 
 from efface.errors import BadRequest, Unavailable
 from efface.model.card import Card
+from efface.model.config import sentences
 from efface.model.family import Family
 from efface.model.sources import Folder, Pipeline
 from efface.model.text import Context, Encoded
@@ -86,7 +87,8 @@ class Network:
             raise Unavailable(f"{self.card.name} predicts a flow, which {name} cannot walk; use uce or scapre")
         if name:  # what the other class would set differently where the configuration is silent
             config = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | config
-        return getattr(diffusers, name or own).from_config(config)
+        with sentences(f"the scheduler {name or own} of {self.card.name}"):
+            return getattr(diffusers, name or own).from_config(config)
 
     # --- text -------------------------------------------------------------------------------------------------------
 

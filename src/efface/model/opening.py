@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from efface.model.config import sentences
 from efface.model.devices import device_of, dtype_of
 from efface.model.model import Model
 from efface.model.network import Network
@@ -38,5 +39,7 @@ def load(
     source = Folder(path)
     family = family_of_index(source.index, name)
     source.allow(family.parts)
-    card = family.card(name, source.configs(), source.facts)
+    configs, facts = source.configs(), source.facts
+    with sentences(path):  # a network is built without weights, to see its sites
+        card = family.card(name, configs, facts)
     return Model(Network(card, family, source, torch.device(place), dtype_of(dtype, place)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -14,10 +13,11 @@ import torch
 from packaging.version import Version
 
 from efface.errors import Unavailable, WrongFile, nearest
-from efface.model.config import Config
+from efface.model.config import Config, bounded, sentences
 from efface.model.family import Family, Part
 from efface.model.recognise import family_of_index
-from efface.untrusted import plain_name, refuse_code
+from efface.untrusted import plain_name, refuse_code, short
+from efface.untrusted.documents import read_json
 
 __all__ = ["Folder", "Pipeline", "locate"]
 
@@ -84,8 +84,6 @@ class Folder:
         if not (path / "model_index.json").exists():
             raise WrongFile(f"{path} is no diffusers folder: it lacks model_index.json; save_pretrained makes one")
         self.index = self.json("model_index.json")
-        if not isinstance(self.index, dict):
-            raise WrongFile(f"{path / 'model_index.json'} is no table; fetch the model again")
         for name in self.parts:
             plain_name(name, path / "model_index.json")
         self._parts: dict[str, tuple[Part, tuple[str, str]]] = {}
@@ -94,10 +92,10 @@ class Folder:
         file = self.path / name
         if not file.exists():
             return {}
-        try:
-            return json.loads(file.read_text(encoding="utf-8-sig"))
-        except ValueError:
-            raise WrongFile(f"{file} is no JSON; fetch the model again") from None
+        found = read_json(file, "fetch the model again", numbers=False)
+        if not isinstance(found, dict):
+            raise WrongFile(f"{file} is no table; fetch the model again")
+        return found
 
     def allow(self, parts: Iterable[Part]) -> None:
         """Let these parts be opened, each as one of these classes. Raises WrongFile for a part of another class.
@@ -106,14 +104,14 @@ class Folder:
         """
         for part in parts:
             named = self.index.get(part.name)
-            named = (named[0], named[1]) if isinstance(named, list) and len(named) == 2 else named
+            if isinstance(named, list) and len(named) == 2 and all(n is None or isinstance(n, str) for n in named):
+                named = (named[0], named[1])
             if named in (None, (None, None)) and not part.needed:
                 continue
             if named not in part.classes:
                 known = " or ".join(".".join(c) for c in part.classes)
                 raise WrongFile(
-                    f"{self.path}: part {part.name} is of class {str(named)[:80]!r}, expected {known}; "
-                    "use another folder"
+                    f"{self.path}: part {part.name} is of class {short(named)}, expected {known}; use another folder"
                 )
             refuse_code(self.path / part.name)
             self._parts[part.name] = (part, named)
@@ -122,7 +120,7 @@ class Folder:
         """The configuration of each weighed part, of the scheduler and of the whole. Raises WrongFile."""
         files = {name: f"{name}/config.json" for name, (part, _) in self._parts.items() if part.weighed}
         files["scheduler"] = "scheduler/scheduler_config.json"
-        found = {name: Config(str(self.path / file), self.json(file)) for name, file in files.items()}
+        found = {name: bounded(Config(str(self.path / file), self.json(file))) for name, file in files.items()}
         for name, config in found.items():
             if not config.values:
                 raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
@@ -131,7 +129,7 @@ class Folder:
     @property
     def facts(self) -> Config:
         """What the model says of itself in `efface.json`."""
-        return Config(str(self.path / "efface.json"), self.json("efface.json"))
+        return bounded(Config(str(self.path / "efface.json"), self.json("efface.json")))
 
     def has(self, name: str) -> bool:
         """Whether it has a part of the family that may be opened."""
@@ -187,7 +185,8 @@ class Folder:
         part, (library, known) = self._parts[name]
         cls = getattr(importlib.import_module(library), known)  # one of the family's own, by `allow`
         if not part.weighed:
-            return cls.from_pretrained(self.path / name, trust_remote_code=False, local_files_only=True)
+            with sentences(self.path / name):
+                return cls.from_pretrained(self.path / name, trust_remote_code=False, local_files_only=True)
         variant = _variant(self.weights(name)[0])
         return _ready(_read(cls, self.path / name, dtype, variant), device)
 
@@ -198,8 +197,6 @@ def _variant(file: Path) -> str:
 
 
 def _read(cls: Any, path: Path, dtype: torch.dtype, variant: str) -> torch.nn.Module:
-    from safetensors import SafetensorError
-
     ours: dict[str, Any] = {"dtype": dtype}
     if cls.__module__.startswith("diffusers"):
         # it renamed the argument and warns about the old name; it also warns when accelerate is not there to be used
@@ -207,12 +204,8 @@ def _read(cls: Any, path: Path, dtype: torch.dtype, variant: str) -> torch.nn.Mo
         ours["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
     else:
         ours |= {"trust_remote_code": False, "local_files_only": True}
-    try:
+    with sentences(path):
         module = cls.from_pretrained(path, use_safetensors=True, variant=variant or None, **ours)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise WrongFile(
-            f"{path} cannot be loaded ({str(error).splitlines()[0][:160]}); fetch the model again"
-        ) from None
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise WrongFile(f"{path} holds NaN or infinity at {name}; use an undamaged copy of the model")
@@ -265,7 +258,7 @@ def _fetch(hub_id: str, offline: bool) -> Path:
 
     try:
         texts = ("*.json", "*.txt", "*.model", "LICENSE*")
-        index = json.loads((get("model_index.json") / "model_index.json").read_text(encoding="utf-8-sig"))
+        index = Folder(get("model_index.json")).index
         weighed = [p.name for p in family_of_index(index, hub_id).parts if p.weighed]
         stems = ("*model", "*model-" + five + "-of-" + five)
         folder = get(*texts, *(f"{part}/{stem}.safetensors" for part in weighed for stem in stems))

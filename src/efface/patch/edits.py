@@ -198,9 +198,10 @@ def described(edit: Edit) -> dict[str, Any]:
     return row
 
 
-def edit_of(index: int, row: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Edit:
-    prefix = f"{index:04d}."
-    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def edit_of(row: dict[str, Any], own: Mapping[str, torch.Tensor]) -> Edit:
+    """An edit from its row of the header and its tensors. Raises ValueError, LookupError."""
+    if row["kind"] not in ("mask", "guard") and not all(t.is_floating_point() for t in own.values()):
+        raise ValueError(f"a {row['kind']} edit of whole numbers")
     gate = Gate(**row["gate"]) if row.get("gate") else None
     sites = tuple(str(s) for s in row["sites"])
     kind = row["kind"]
@@ -218,10 +219,10 @@ def edit_of(index: int, row: dict[str, Any], tensors: Mapping[str, torch.Tensor]
         return Dense(sites[0], own["change"], gate)
     if kind == Mask.kind:
         shape = tuple(int(n) for n in row["shape"])
-        size = (math.prod(shape) + 7) // 8 if min(shape, default=1) > 0 else -1
+        size = (math.prod(shape) + 7) // 8 if min(shape, default=0) > 0 else -1
         if own["bits"].dtype != torch.uint8 or own["bits"].numel() != size:
             raise ValueError(f"mask of shape {shape} with {own['bits'].numel()} bytes")
         return Mask(sites[0], own["bits"], shape, gate)
     if kind == Guard.kind:
-        return Guard(row["rule"], dict(row["settings"]), own, sites, gate)
+        return Guard(row["rule"], dict(row["settings"]), dict(own), sites, gate)
     raise ValueError(f"unknown kind of edit {kind!r}")

@@ -19,6 +19,7 @@ from efface.errors import BadRequest, WrongFile
 from efface.files import new_folder, write_bytes
 from efface.model.sources import Folder
 from efface.untrusted import contained
+from efface.untrusted.documents import parsed_json
 
 if TYPE_CHECKING:
     from efface.model import Model
@@ -87,7 +88,8 @@ def _rewrite(folder: Path, model: Model, patch: Patch) -> int:
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("r+b") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size))
+            header = parsed_json(stream.read(size), file, "fetch the model again")
+            assert isinstance(header, dict)  # the library read it before
             for key in sorted(wanted.keys() & header.keys()):
                 _rewrite_tensor(stream, 8 + size, header[key], wanted[key], patch)
                 found.add(key)
@@ -100,7 +102,9 @@ def _rewrite(folder: Path, model: Model, patch: Patch) -> int:
 
 def _rewrite_tensor(stream: BinaryIO, start: int, entry: dict[str, list[int]], site: str, patch: Patch) -> None:
     begin, end = entry["data_offsets"]
-    dtype = _DTYPES[str(entry["dtype"])]
+    dtype = _DTYPES.get(str(entry["dtype"]))
+    if dtype is None:
+        raise WrongFile(f"{site} is stored as {entry['dtype']}, which is not edited; use a copy in float16 or float32")
     stream.seek(start + begin)
     old = torch.frombuffer(bytearray(stream.read(end - begin)), dtype=dtype).reshape(entry["shape"])
     new = patch.weight(site, old).contiguous()

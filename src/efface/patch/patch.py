@@ -25,11 +25,25 @@ from efface.files import write_bytes
 from efface.model import Model, load
 from efface.model.places import Rule
 from efface.patch.edits import Edit, Guard, described, edit_of, fits
+from efface.patch.forms import FORMAT, checked
 from efface.registry import rule_of
+from efface.untrusted.documents import parsed_json
 
 __all__ = ["FORMAT", "Patch", "read_header"]
 
-FORMAT = "efface-patch/1"
+# Of tensors in a patch; float8 and the like cannot be added.
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.int64,
+    torch.int32,
+    torch.bool,
+)
+MOST_STRENGTH = 1000  # times what the method answered
+LARGEST_HEADER = 32 * 2**20  # bytes
 # What reading a header raises that is none: absent or empty entries, wrong types, numbers without end, deep nesting.
 _DAMAGE = (LookupError, TypeError, ValueError, OverflowError, RecursionError, OSError)
 
@@ -58,7 +72,9 @@ class Patch:
         return any(isinstance(e, Guard) or e.gate for e in self.edits)
 
     def scaled(self, factor: float) -> Patch:
-        """The same patch at `factor` times its strength."""
+        """The same patch at `factor` times its strength. Raises BadRequest for no finite number."""
+        if not math.isfinite(factor) or abs(factor) > MOST_STRENGTH:
+            raise BadRequest(f"a strength is a number up to {MOST_STRENGTH}, got {factor}; 1 is the patch as it is")
         return dataclasses.replace(self, strength=self.strength * factor)
 
     def weight(self, site: str, weight: torch.Tensor) -> torch.Tensor:
@@ -72,7 +88,13 @@ class Patch:
                         "load the base that the patch names"
                     )
                 new = new + self.strength * edit.delta(site, new)
-        return new.to(weight.dtype).to(weight.device)
+        rounded = new.to(weight.dtype)
+        if rounded.is_floating_point() and not bool(torch.isfinite(rounded).all()):
+            raise WrongFile(
+                f"{site} would hold NaN or infinity in {weight.dtype} at strength {self.strength:g}; "
+                "take a lower strength, or an undamaged patch"
+            )
+        return rounded.to(weight.device)
 
     @property
     def gated(self) -> tuple[Patch, ...]:
@@ -214,8 +236,8 @@ class Patch:
         from safetensors.torch import load_file
 
         try:
-            tensors = load_file(path)
-            edits = tuple(edit_of(i, row, tensors) for i, row in enumerate(header["edits"]))
+            own = _grouped(load_file(path), len(header["edits"]))
+            edits = tuple(edit_of(row, tensors) for row, tensors in zip(header["edits"], own, strict=True))
             patch = cls(edits, header["recipe"], header["base"], float(header["strength"]))
             patch.check()
         except (SafetensorError, *_DAMAGE, EffaceError) as error:
@@ -223,38 +245,45 @@ class Patch:
         return patch
 
 
+def _grouped(tensors: Mapping[str, torch.Tensor], count: int) -> list[dict[str, torch.Tensor]]:
+    """The tensors of each edit by their own names. Raises ValueError for one of no edit or of another dtype."""
+    own: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        if not number.isdecimal() or len(number) > 9 or int(number) >= count or number != f"{int(number):04d}":
+            raise ValueError(f"a tensor {key[:60]!r} of no edit")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"a tensor of {tensor.dtype}; docs/patch-format.md lists those that are read")
+        own[int(number)][name] = tensor
+    return own
+
+
 def read_header(path: str | Path) -> dict[str, Any]:
     """The header of a patch, read without torch and without its tensors. Raises WrongFile."""
     file = Path(path)
     try:
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ValueError("a pipe or a device")
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            if not 2 <= size <= min(100_000_000, file.stat().st_size - 8):
+            if not 2 <= size <= min(LARGEST_HEADER, file.stat().st_size - 8):
                 raise ValueError(f"a header of {size} bytes in a file of {file.stat().st_size}")
-            header = json.loads(json.loads(stream.read(size))["__metadata__"]["efface"])
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']!r}, expected {FORMAT!r}")
-        if why := _misshapen(header):
-            raise ValueError(why)
+            outer = parsed_json(stream.read(size), file, "ask for it again")
+        text = outer["__metadata__"]["efface"] if isinstance(outer, dict) else ""
+        header = parsed_json(text, file, "ask for it again")
+        checked(header)
+    except WrongFile as error:
+        raise WrongFile(f"{file} is no Efface patch ({_short(error)}); efface erase makes one") from None
     except FileNotFoundError:
         raise WrongFile(f"there is no file {file}; check the path") from None
     except IsADirectoryError:
         raise WrongFile(f"{file} is a folder; expected a patch file (.safetensors)") from None
-    except OSError as error:
-        raise WrongFile(f"{file} cannot be read: {error.strerror or error}; check its permissions") from None
     except _DAMAGE as error:
+        if isinstance(error, OSError):
+            raise WrongFile(f"{file} cannot be read: {error.strerror or error}; check its permissions") from None
         raise WrongFile(f"{file} is no Efface patch ({_short(error)}); efface erase makes one") from None
+    assert isinstance(header, dict)
     return header
-
-
-def _misshapen(header: dict[str, Any]) -> str:
-    """What is wrong with the types of a header, or nothing."""
-    for key, kind in (("recipe", dict), ("base", dict), ("edits", list), ("strength", int | float)):
-        if not isinstance(header[key], kind):
-            return f"its {key!r} is a {type(header[key]).__name__}"
-    if not all(isinstance(row, dict) for row in header["edits"]):
-        return "an edit is no table"
-    return "" if math.isfinite(header["strength"]) else "its 'strength' is not finite"
 
 
 def _short(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import BadRequest, UnknownName, WrongFile
+from efface.untrusted.tables import entries
 
 __all__ = ["Form", "Wording", "forms", "load", "read_pairs", "styled", "wordings"]
 
@@ -79,25 +79,19 @@ def forms(name: str, group: str, kind: str, n: int) -> list[Form]:
 
 
 def read_pairs(path: str | Path) -> dict[str, list[tuple[str, str]]]:
-    """A CSV file with the columns concept and base (complete prompts) and, optional, name -> pairs by folded name.
+    """A table with the columns concept and base (complete prompts) and, optional, name -> pairs by folded name.
 
     Rows without a name stand under "". Nothing is filled in: braces are refused. Raises WrongFile.
     """
-    file = Path(path)
-    try:
-        rows = list(csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()))
-    except FileNotFoundError:
-        raise WrongFile(f"there is no file {file}; setting 'pairs' names a CSV file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise WrongFile(f"{file} is no CSV file ({type(error).__name__}); expected the columns concept, base") from None
     found: dict[str, list[tuple[str, str]]] = {}
-    for number, row in enumerate(rows, 2):
-        concept, base = ((row.get(k) or "").strip() for k in ("concept", "base"))
+    for entry in entries(path, ("pairs",), short_rows=True, lines_as=".csv"):
+        cells = [entry.cells.get(k) for k in ("concept", "base", "name")]
+        concept, base, name = (c.strip() if isinstance(c, str) else "" for c in cells)
         if not concept or not base:
-            raise WrongFile(f"{file}, line {number}: both columns, concept and base, need a complete prompt")
+            raise WrongFile(f"{entry.where}: both columns, concept and base, need a complete prompt")
         if set("{}") & set(concept + base):
-            raise WrongFile(f"{file}, line {number}: no template is filled in here; write complete prompts")
-        found.setdefault((row.get("name") or "").strip().casefold(), []).append((concept, base))
+            raise WrongFile(f"{entry.where}: no template is filled in here; write complete prompts")
+        found.setdefault(name.casefold(), []).append((concept, base))
     if not found:
-        raise WrongFile(f"{file} holds no pair of prompts; write the columns concept and base")
+        raise WrongFile(f"{path} holds no pair of prompts; write the columns concept and base")
     return found

@@ -8,8 +8,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from efface.errors import OutputExists
-from efface.files import write_bytes
+from efface.errors import OutputExists, WrongFile
+from efface.files import sweep_dead, write_bytes
 from efface.report.comparison import Block, Comparison, Entry, RunCost, RunRow, Worst
 from efface.report.page import pages
 from efface.report.pareto import plot
@@ -31,8 +31,13 @@ Csv = dict[str, str | int | float | None]
 
 def write(found: Comparison, out: Path, overwrite: bool = False) -> Path:
     """Four files in `out`, each whole or not at all. Raises OutputExists for a folder with anything else in it."""
-    if out.exists() and not overwrite and (not out.is_dir() or {f.name for f in out.iterdir()} - set(FILES)):
-        raise OutputExists(out)
+    if out.is_dir():
+        for name in FILES:
+            sweep_dead(out / name)
+    if out.exists() and (not out.is_dir() or {f.name for f in out.iterdir()} - set(FILES)):
+        if not overwrite:
+            raise OutputExists(out)
+        raise WrongFile(f"{out} holds more than a comparison, so --overwrite leaves it; name another output")
     texts = (
         page(found),
         json.dumps(found.content(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",

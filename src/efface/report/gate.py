@@ -7,15 +7,15 @@ A rule compares a one-sided 95 % bound, never a bare estimate, with its limit. W
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
-from efface.errors import BadRequest, UnknownName
+from efface.errors import BadRequest, UnknownName, WrongFile
 from efface.gallery.shot import GONE, ROLES
+from efface.untrusted.documents import parsed, text_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -93,12 +93,12 @@ def load(name: str) -> Gate:
     if not file.is_file():
         raise UnknownName("gate", name, bundled, "or name a TOML file; docs/gate.md")
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        data = parsed(text_of(file, 2**20), ".toml", file, "docs/gate.md shows one", numbers=False)
         form = _form().validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise _refusal(error, file) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadRequest(f"{file} is no gate: {str(error).splitlines()[0]}; docs/gate.md shows one") from None
+    except WrongFile as error:
+        raise BadRequest(f"{error}; it is no gate") from None
     if not form.rule:
         raise BadRequest(_no_rule(file))
     rules = tuple(_checked(rule, f"rule {k} of {file}") for k, rule in enumerate(form.rule, 1))

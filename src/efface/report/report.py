@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from efface.metrics._run import MetricCell, Surroundings
 from efface.runs.spec import Asked, SuiteUsed
 from efface.scores.forms import SPACED, Plain, read, row_of
 from efface.scores.tables import Rate, Table
+from efface.untrusted import short
+from efface.untrusted.documents import read_json
 
 __all__ = [
     "FORMAT", "Cost", "Counted", "Detectable", "GateResult", "Hashes", "Report", "RuleResult", "Score", "Sheet",
@@ -195,7 +196,7 @@ def read_report(content: object) -> Report:
     """A report from what report.json holds. Raises WrongFile for what is none."""
     found = dict(content) if isinstance(content, Mapping) else {}
     if found.get("format") != FORMAT:
-        raise WrongFile(f"expected a report of format {FORMAT}, got {found.get('format')!r}; measure again")
+        raise WrongFile(f"expected a report of format {FORMAT}, got {short(found.get('format'))}; measure again")
     found["gate"] = found.get("gate") or None
     try:
         return read(Report, found)
@@ -206,7 +207,7 @@ def read_report(content: object) -> Report:
 def opened_report(run: Path, nothing: str) -> Report:
     """The report in a run's folder. Raises WrongFile: `nothing` says that it is missing or torn, and the cure."""
     try:
-        content = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(run / "report.json")
+    except WrongFile:
         raise WrongFile(nothing) from None
     return read_report(content)

@@ -2,95 +2,77 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from efface.errors import BadRequest, UnknownName, WrongFile
 from efface.request.request import Concept
+from efface.untrusted.tables import Entry, entries
+
+# what a column of texts is called, most particular name first
+TEXTS = ("text", "prompt", "name", "keep", "concept", "caption")
+LISTS = ("texts", "prompts", "names", "keep", "concepts")
 
 
 def read_concepts(path: str | Path) -> list[Concept]:
-    """TOML, YAML, JSON, CSV or one name a line -> concepts. Raises WrongFile, BadRequest for a concept as such.
+    """TOML, YAML, JSON, JSONL, CSV, TSV or one name a line -> concepts. Raises WrongFile, BadRequest for a concept.
 
-    Tables hold `concepts`: a list of texts or of tables with the fields of `Concept`. CSV has a header with at
+    Documents hold `concepts`: a list of texts or of tables with the fields of `Concept`. CSV has a header with at
     least `name`; several synonyms or keep texts in one cell are separated by `;`.
     """
-    file = Path(path)
-    rows = _rows(file, _text(file))
-    try:
-        found = [_concept(row) for row in rows]
-    except BadRequest as error:
-        raise BadRequest(f"{file}: {error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise WrongFile(f"{file} is no concept list: {error}; see docs/flow.md for the formats") from None
+    found: list[Concept] = []
+    seen: dict[str, str] = {}
+    for entry in entries(path, ("concepts",), short_rows=True):
+        try:
+            concept = _concept(entry)
+        except BadRequest as error:
+            raise BadRequest(f"{entry.where}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise WrongFile(f"{entry.where} is no concept: {error}; see docs/flow.md for the formats") from None
+        name = concept.name.casefold()
+        if name in seen:
+            raise BadRequest(f"{entry.where}: {concept.name!r} stands already at {seen[name]}; remove one of them")
+        seen[name] = entry.where
+        found.append(concept)
     if not found:
-        raise WrongFile(f"{file} names no concept; write one name a line or a table 'concepts'")
+        raise WrongFile(f"{path} names no concept; write one name a line or a table 'concepts'")
     return found
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """One text a line, blank lines and lines that start with # left out. Raises WrongFile."""
-    lines = (line.strip() for line in _text(Path(path)).splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    """One text an entry: lines, or the one column of texts of a table. Raises WrongFile.
+
+    Blank lines and lines that start with # are left out.
+    """
+    return [_line(entry) for entry in entries(path, LISTS)]
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a byte-order mark
-    except FileNotFoundError:
-        raise WrongFile(f"there is no file {file}; check the path") from None
-    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
-        raise WrongFile(
-            f"{file} is no text file ({type(error).__name__}); expected TOML, YAML, JSON, CSV or lines"
-        ) from None
+def _line(entry: Entry) -> str:
+    text = entry.text
+    if text is None:
+        names = {k.casefold(): k for k in entry.cells}
+        column = next((names[t] for t in TEXTS if t in names), None)
+        if column is None:
+            known, own = ", ".join(TEXTS), ", ".join(entry.cells)[:120]
+            raise WrongFile(f"{entry.where}: no column of texts ({known}) among {own!r}; name it so")
+        text = entry.cells[column]
+    if not isinstance(text, str) or not text.strip():
+        raise WrongFile(f"{entry.where}: the text is {'empty' if text == '' else repr(text)[:60]}; expected a text")
+    return text
 
 
-def _rows(file: Path, text: str) -> Sequence[Any]:
-    suffix = file.suffix.lower()
-    try:
-        if suffix == ".toml":
-            return _table(tomllib.loads(text), file)
-        if suffix == ".json":
-            return _table(json.loads(text), file)
-        if suffix in (".yaml", ".yml"):
-            import yaml
-
-            return _table(yaml.safe_load(text), file)
-        if suffix == ".csv":
-            return list(csv.DictReader(text.splitlines()))
-    except ValueError as error:  # JSON and TOML errors are ValueErrors
-        raise WrongFile(f"{file} is no concept list: {_first_line(error)}") from None
-    except Exception as error:
-        if type(error).__module__.startswith("yaml"):
-            raise WrongFile(f"{file} is no concept list: {_first_line(error)}") from None
-        raise
-    return read_lines(file)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _table(data: Any, file: Path) -> Sequence[Any]:
-    rows = data.get("concepts") if isinstance(data, dict) else data
-    if not isinstance(rows, list):
-        raise WrongFile(f"{file} is no concept list: expected a list or a table with 'concepts'")
-    return rows
-
-
-def _concept(row: Any) -> Concept:
-    if isinstance(row, str):
-        return Concept.parse(row)
-    known = {k: v for k, v in dict(row).items() if v is not None}
+def _concept(entry: Entry) -> Concept:
+    if entry.text is not None:
+        return Concept.parse(entry.text)
+    known = {k: v for k, v in entry.cells.items() if v is not None}
     unknown = set(known) - set(Concept.__dataclass_fields__)
     if unknown:
         raise UnknownName("field of a concept", sorted(unknown)[0], Concept.__dataclass_fields__)
-    for name in ("synonyms", "keep"):
-        value = known.get(name)
-        if isinstance(value, str):
-            known[name] = tuple(t.strip() for t in value.split(";") if t.strip())
-    return Concept(**known)
+    if "name" not in known:
+        raise ValueError("it lacks 'name'")
+    fields: Mapping[str, object] = known | {n: _several(known[n]) for n in ("synonyms", "keep") if n in known}
+    return Concept(**fields)  # pyright: ignore[reportArgumentType]
+
+
+def _several(value: object) -> object:
+    return tuple(t.strip() for t in value.split(";") if t.strip()) if isinstance(value, str) else value

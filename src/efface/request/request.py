@@ -6,15 +6,20 @@ anchor, ``NAME`` alone leaves the anchor to the method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from efface.errors import BadRequest, UnknownName
+from efface.untrusted import printable, short
 
 __all__ = ["KINDS", "Concept", "Request"]
 
 KINDS = ("object", "style", "person", "scene", "sensitive")
+# Blanks and line breaks; other control characters that count as blanks are ones that a tokenizer knows.
+_BLANKS = re.compile(r"[^\S\x0b\x0c\x1c-\x1f\x85]+")
+_LONGEST = 10_000  # characters of one text
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,14 @@ class Concept:
         name = _plain(self.name, "name")
         if not name:
             raise BadRequest("a concept needs a name, got an empty text; write for example -c dog")
-        if self.kind and self.kind not in KINDS:
-            raise UnknownName("kind", self.kind, KINDS)
+        kind = _plain(self.kind, "kind")
+        if kind and kind not in KINDS:
+            raise UnknownName("kind", kind[:60], KINDS)
         anchor = None if self.anchor is None else _plain(self.anchor, "anchor")
         if anchor is not None and anchor.casefold() == name.casefold():
             raise BadRequest(f"concept {name!r} has itself as anchor, so nothing would change; name another anchor")
         object.__setattr__(self, "name", name)
+        object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "anchor", anchor)
         synonyms = _all_plain(self.synonyms, "synonyms")
         if "" in synonyms:
@@ -71,17 +78,27 @@ class Concept:
         return replace(self, kind=kind, label=_bare(self.label, kind))
 
 
-def _plain(text: Any, field: str) -> str:
-    """A text without blanks at its ends and double ones. Raises BadRequest for anything else."""
+def _plain(text: object, field: str) -> str:
+    """A text without blanks at its ends and double ones. Raises BadRequest for anything else, control characters too.
+
+    What is kept may hold control characters: a prompt is a prompt.
+    """
     if not isinstance(text, str):
-        raise BadRequest(f"{field!r} takes text, got {text!r}; in a file, put it in quotes")
-    return " ".join(text.split())
+        raise BadRequest(f"{field!r} takes text, got {short(text)}; in a file, put it in quotes")
+    if len(text) > _LONGEST:
+        raise BadRequest(f"{field!r} takes at most {_LONGEST} characters, got {len(text)}; write a shorter text")
+    plain = _BLANKS.sub(" ", text).strip(" ")
+    if any("\ud800" <= c <= "\udfff" for c in plain):
+        raise BadRequest(f"{field!r} holds bytes that are no text ({short(plain)}); write it as UTF-8")
+    if field != "keep" and printable(plain) != plain:
+        raise BadRequest(f"{field!r} holds a control character ({short(plain)}); write it without")
+    return plain
 
 
-def _all_plain(texts: Any, field: str) -> tuple[str, ...]:
+def _all_plain(texts: object, field: str) -> tuple[str, ...]:
     """One text or several -> several."""
     if not isinstance(texts, Iterable):
-        raise BadRequest(f"{field!r} takes texts, got {texts!r}")
+        raise BadRequest(f"{field!r} takes texts, got {short(texts)}")
     return tuple(_plain(t, field) for t in ([texts] if isinstance(texts, str) else texts))
 
 
@@ -142,6 +159,12 @@ class Request:
         del out["notes"]
         return out
 
+    def lists_in_one(self, known: Iterable[str] = ()) -> tuple[str, ...]:
+        """Names and kept texts that look like several in one argument: `cat; dog`, `cat, dog`. known: real names."""
+        real = {n.casefold() for n in known}
+        texts = (*(t for c in self.concepts for t in c.texts), *self.kept_texts)
+        return tuple(t for t in texts if t.casefold() not in real and _is_list(t))
+
 
 def _kind(name: str, kinds: Mapping[str, str]) -> str:
     folded = {k.casefold(): v for k, v in kinds.items()}
@@ -151,4 +174,7 @@ def _kind(name: str, kinds: Mapping[str, str]) -> str:
     return known or "object"
 
 
-# --- files -----------------------------------------------------------------------------------------------------
+def _is_list(text: str) -> bool:
+    """Whether a text looks like short names with a sign between them."""
+    parts = [p.strip() for p in re.split("[;,]", text)]
+    return len(parts) > 1 and all(len(p.split()) <= 4 for p in parts) and (";" in text or all(parts))

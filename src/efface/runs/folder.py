@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from efface.errors import OutputExists, WrongFile
-from efface.files import VERSION, cache_folder, leftovers, write_bytes
+from efface.files import VERSION, cache_folder, is_dead, leftovers, write_bytes
 from efface.gallery.gallery import Gallery
 from efface.gallery.images import Images
 from efface.runs.plan import SidePlan, plan_of
@@ -26,6 +26,7 @@ from efface.runs.spec import RunPlan, Spec
 from efface.scores.forms import read
 from efface.scores.records import Record, Records, read_records
 from efface.untrusted import refuse_links
+from efface.untrusted.documents import read_json
 
 __all__ = [
     "Folder",
@@ -43,6 +44,7 @@ __all__ = [
 Environment = dict[str, str]
 """Versions and machine."""
 SPEC = "spec.json"
+DAMAGED = "take it from a copy, or begin anew with another folder"
 
 
 @contextmanager
@@ -65,6 +67,8 @@ def opened(out: Path, spec: Spec, overwrite: bool) -> Iterator[Folder]:
         if not same:
             _empty(out)
             write_bytes(out / SPEC, wanted.encode())
+        for file in leftovers(out, 0):  # nobody else writes here
+            file.unlink(missing_ok=True)
         _note_environment(out)
         yield Folder(out, Records(out / "records.jsonl"), Images(out / "images"))
 
@@ -87,7 +91,7 @@ def held(run: Path, cure: str) -> Iterator[None]:
 
 
 def _occupied(out: Path) -> bool:
-    return out.exists() and (not out.is_dir() or any(e.name != ".lock" for e in out.iterdir()))
+    return out.exists() and (not out.is_dir() or any(e.name != ".lock" and not is_dead(e.name) for e in out.iterdir()))
 
 
 def _spec(out: Path) -> Mapping[str, object] | None:
@@ -95,12 +99,9 @@ def _spec(out: Path) -> Mapping[str, object] | None:
     file = out / SPEC
     if not file.is_file():
         return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        found = None
+    found = read_json(file, DAMAGED)
     if not isinstance(found, dict):
-        raise WrongFile(f"{file} is damaged; take it from a copy, or begin anew with another folder")
+        raise WrongFile(f"{file} is damaged: it is no table; {DAMAGED}")
     return found
 
 
@@ -111,8 +112,8 @@ def spec_of(run: Path, nothing: str = "efface audit ... -o {} starts one") -> Sp
         raise WrongFile(f"{run} is no run: it has no spec.json; {nothing.format(run)}")
     try:
         return read(Spec, found)
-    except ValueError:
-        raise WrongFile(f"{run / SPEC} is damaged; take it from a copy, or begin anew") from None
+    except ValueError as error:
+        raise WrongFile(f"{run / SPEC} is damaged ({error}); {DAMAGED}") from None
 
 
 def _empty(out: Path) -> None:
@@ -132,13 +133,17 @@ def environment() -> Environment:
 
 def _note_environment(out: Path) -> None:
     """The environment of the start, and every other one in which the run went on."""
-    file, now = out / "environment.json", environment()
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = []
+    file, now, known = out / "environment.json", environment(), _environments(out)
     if now not in known:
         write_bytes(file, json.dumps([*known, now], indent=1).encode())
+
+
+def _environments(out: Path) -> list[Environment]:
+    """What stands there; nothing where the file is absent or damaged."""
+    try:
+        return list(read(tuple[Environment, ...], read_json(out / "environment.json"), exact=True))
+    except (WrongFile, ValueError):
+        return []
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class Folder:
     @property
     def environments(self) -> list[Environment]:
         """Where it was begun, and where it went on."""
-        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        return _environments(self.path)
 
     def galleries(self, plan: RunPlan) -> list[Gallery]:
         """Of both sides: pictures are held here, and those of no private suite are shared with other runs."""

@@ -19,6 +19,7 @@ from efface.gallery.drawing import Shard
 from efface.gallery.gallery import Gallery
 from efface.gallery.shot import Ask, Item, Shot
 from efface.scores.forms import SPARE, plain, read
+from efface.untrusted.documents import read_json
 
 __all__ = ["FrozenPlan", "SidePlan", "freeze", "plan_of", "read_plan"]
 
@@ -113,7 +114,9 @@ def _write(file: Path, items: Sequence[Item], sides: Mapping[str, SidePlan]) -> 
 def plan_of(run: Path) -> FrozenPlan | None:
     """The plan of a folder; None where there is none or its checksum fails: it is made again from what is missing."""
     try:
-        found = json.loads((run / FILE).read_text(encoding="utf-8"))
+        found = read_json(run / FILE)
+        if not isinstance(found, dict):
+            return None
         body = json.dumps(found["plan"], sort_keys=True)
         form = read(PlanForm, found["plan"]) if zlib.crc32(body.encode()) == found["sum"] else None
         return form and FrozenPlan(tuple(i.item() for i in form.items), form.sides)

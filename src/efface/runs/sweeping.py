@@ -17,7 +17,7 @@ from efface.untrusted import refuse_links
 
 __all__ = ["sweep", "sweep_cache"]
 
-DAY = 86400
+DAY, HOUR = 86400, 3600
 
 
 def sweep(run: Path, dry: bool = False) -> list[Path]:
@@ -41,7 +41,7 @@ def sweep_cache(days: float | None, dry: bool = False) -> list[Path]:
     images, states = cache_folder() / "images", cache_folder() / "erase"
     gone = leftovers(images) if images.is_dir() else []
     if days is not None:
-        limit = time.time() - DAY * days
+        limit = time.time() - max(DAY * days, HOUR)  # a run may have drawn it and not taken it yet
         gone += sorted(f for f in images.glob("??/*.png") if not f.name.startswith(".") and _unheld(f, limit))
         gone += sorted(f for f in _states(states) if f.stat().st_mtime < limit)
     _delete(gone, dry)

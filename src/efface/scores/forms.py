@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from efface.untrusted.forms import SPACED, read
 
 __all__ = ["SPACED", "SPARE", "Plain", "plain", "read", "row_of"]
 
 Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
 """What JSON holds."""
 SPARE = {"spare": True}
-T = TypeVar("T")
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
-
-
-SPACED = {"alias_generator": _spaced}
-_NAMED = {"alias_generator": None}  # as the fields are called
 
 
 def plain(value: object) -> Plain:
@@ -61,40 +51,5 @@ def _keys(kind: type) -> tuple[tuple[str, str, bool], ...]:
     """Field, key in the file, and whether it is left out while it is None."""
     spaced = getattr(kind, "__pydantic_config__", None) is SPACED
     fields = dataclasses.fields(kind)
-    return tuple((f.name, _spaced(f.name) if spaced else f.name, "spare" in f.metadata)
+    return tuple((f.name, f.name.replace("_", " ") if spaced else f.name, "spare" in f.metadata)
                  for f in fields)  # fmt: skip
-
-
-@cache
-def _reader(kind: type[T]) -> TypeAdapter[T]:
-    from pydantic import TypeAdapter
-
-    _settle(kind, set())
-    return TypeAdapter(kind)
-
-
-def _settle(hint: object, seen: set[object]) -> None:
-    """Give every class a rule of its own, else it would take over that of the class around it."""
-    if hint in seen:
-        return
-    seen.add(hint)
-    inner = list(get_args(hint))
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if not hasattr(hint, "__pydantic_config__"):
-            hint.__pydantic_config__ = _NAMED  # pyright: ignore[reportAttributeAccessIssue]
-        inner += get_type_hints(hint).values()
-    for part in inner:
-        if isinstance(part, Hashable):
-            _settle(part, seen)
-
-
-def read(kind: type[T], content: object) -> T:
-    """A dataclass from what JSON holds. Raises ValueError that names the first entry that is wrong."""
-    from pydantic import ValidationError
-
-    try:
-        return _reader(kind).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise ValueError(f"{where}: {first['msg']}") from None

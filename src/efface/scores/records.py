@@ -19,6 +19,7 @@ from efface.gallery.shot import Shot
 from efface.judges import Boxes
 from efface.judges.panel import Finding
 from efface.untrusted import owned
+from efface.untrusted.documents import parsed_json
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -197,10 +198,10 @@ def _is_note(found: dict[str, Record], body: str) -> bool:
     if body == _HEAD:
         return True
     try:
-        note = json.loads(body)
-    except (ValueError, RecursionError):
+        note = parsed_json(body, "a record", "judge again")
+    except WrongFile:
         return False
-    void = isinstance(note, dict) and isinstance(note.get("key"), str) and "void" in note
-    if void:
-        found.pop(note["key"], None)
-    return void
+    key = note.get("key") if isinstance(note, dict) and "void" in note else None
+    if isinstance(key, str):
+        found.pop(key, None)
+    return isinstance(key, str)

@@ -1,11 +1,10 @@
-"""Rules for what comes from strangers: names that are paths, links, configurations that ask for code, table cells.
+"""Names that are paths, links, configurations that ask for code, table cells, printed lines.
 
 Model folders, judges' folders and run folders are read by these rules (SECURITY.md says against what).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import WrongFile
+from efface.untrusted.documents import read_json
 
-__all__ = ["cell", "contained", "owned", "plain_name", "refuse_code", "refuse_links"]
+__all__ = ["cell", "contained", "escaped", "owned", "plain_name", "printable", "refuse_code", "refuse_links", "short"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "use_kernels")
@@ -23,6 +23,9 @@ _ATTENTION = re.compile(r"_?(\w+_)?attn_implementation(_\w+)?")
 # What a spreadsheet takes for a formula at the beginning of a cell.
 _FORMULA = ("=", "+", "-", "@")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# What moves a terminal's cursor, colours it or turns its lines around: C0, C1, and the marks of direction.
+_UNPRINTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CUT = 60  # characters of a stranger's value in a message
 
 
 def plain_name(name: object, where: object) -> str:
@@ -35,10 +38,7 @@ def plain_name(name: object, where: object) -> str:
 def refuse_code(folder: Path) -> None:
     """Raise WrongFile where a configuration in the folder asks for code that it brings along or that a hub holds."""
     for file in sorted(folder.glob("*config.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError):
-            continue  # whoever reads it says what is wrong with it
+        content = read_json(file, "fetch the model again", numbers=False)
         for key, value in _entries(content):
             if key in _CODE or (_ATTENTION.fullmatch(key) and isinstance(value, str) and "/" in value):
                 raise WrongFile(f"{file} asks for code of its own ({key}), which Efface never runs; use another copy")
@@ -97,3 +97,24 @@ def cell(value: Any) -> Any:
         return value
     text = _CONTROL.sub(" ", value)
     return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
+def short(value: object) -> str:
+    """A value for a message: on one line, cut, in quotes where it is a text."""
+    if isinstance(value, dict | list | tuple) and len(value) > 20:
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        text = repr(value[: 2 * _CUT] if isinstance(value, str | bytes) else value)
+    except (ValueError, RecursionError):  # a whole number without end, a list in itself
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _CUT else f"{text[: _CUT - 3]}..."
+
+
+def printable(line: str) -> str:
+    """A line for the terminal: what would move its cursor or cannot be encoded is shown as an escape."""
+    return _UNPRINTED.sub(lambda m: ascii(m[0])[1:-1], line)
+
+
+def escaped(text: str) -> str:
+    """JSON for the terminal: the same, as JSON writes it."""
+    return _UNPRINTED.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
