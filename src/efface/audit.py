@@ -157,6 +157,7 @@ class _Sitting:
 
     def _side(self, gallery: Gallery, shards: Sequence[Shard], damaged: Sequence[Shot]) -> None:
         judging = Judging(self.folder.records, self.panel, self.plan.private)
+        judging.void_failed(gallery)
         skip = self._skipped(gallery, judging)
         for batch, items in self._batches(gallery, shards):
             tally = self._drawn(gallery, batch, skip)
@@ -169,9 +170,9 @@ class _Sitting:
                 gallery.drop(i.shot for i in items)
 
     def _skipped(self, gallery: Gallery, judging: Judging) -> set[str]:
-        """Images not to draw: they failed before, or were judged and are not kept."""
+        """Images not to draw: they were judged and are not kept."""
         mine = (r for r in judging.mine() if r.side == gallery.side.name)
-        return {r.image for r in mine if self.plan.hidden or r.state == "error"}
+        return {r.image for r in mine if self.plan.hidden}
 
     def _batches(self, gallery: Gallery, shards: Sequence[Shard]) -> Iterator[tuple[Sequence[Shard], Sequence[Item]]]:
         """Shards that are drawn before their images are judged, with what is judged then: few where none is kept."""
