@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efface.engines import Engine
-from efface.errors import BadRequest, UnknownName
+from efface.errors import BadRequest, Unavailable, UnknownName
 from efface.gallery.drawing import Shard, Tally
 from efface.gallery.gallery import Gallery
 from efface.gallery.shot import Item, Shot
 from efface.judges.panel import Panel, seated
-from efface.metrics._run import NamedMetric
+from efface.metrics._run import NamedMetric, configured
 from efface.report import page
 from efface.report.content import Measured, gated, report
 from efface.report.report import Cost, Counted, Report
@@ -51,11 +51,13 @@ def audit(
     allow_undecided: bool = False,
     metrics: Sequence[NamedMetric] = (),
     engine: Engine | None = None,
+    real: Path | None = None,
 ) -> Report:
     """Draw, judge, count, write `out/report.html` and `out/report.json`; returns the report.
 
     metrics: by name, from `metrics`; they look at the stored images again. With a gate the report says what each rule
-    found. engine: where images are drawn, which changes none. Raises OutputExists for a folder that holds another run
+    found. engine: where images are drawn, which changes none. real: a folder of real pictures, to which the edited
+    images are compared as sets. Raises OutputExists for a folder that holds another run
     or something else, BadRequest (a base that equals its edit; a gate for another suite, role or concept, before
     anything is drawn), WrongFile.
     """
@@ -63,12 +65,19 @@ def audit(
     if gate:
         check(gate, plan.suite, planned_roles(plan.items, plan.absent))
     panel = seated(plan.judge, plan.brief)
+    if panel.why and plan.hidden:
+        raise Unavailable(
+            f"{panel.why} Nothing was drawn: this suite's images are deleted once judged; "
+            "with --store-images they are drawn now and judged by the same command later."
+        )
+    own = (*plan.metrics, *(["distribution:reference=real"] if real and not any(m.of_real for _, m in metrics) else []))
+    chosen = [*metrics, *configured([m for m in own if m not in {name for name, _ in metrics}])]
     with opened(out, plan.spec, overwrite) as folder:
         sitting = _Sitting(plan, folder, panel, cost, work or Work(), engine)
         frozen = sitting.measured()
         with cost.counting():
             run = _counted(plan, folder, panel, frozen)
-            found = report(run, metrics)
+            found = report(run, chosen, real)
             found = gated(found, run, gate, allow_undecided) if gate else found
         found = replace(found, cost=cost.summary(plan, folder))
         page.write(found, out, picture_source(run.images, plan.private))
@@ -148,7 +157,7 @@ class _Sitting:
 
     def _side(self, gallery: Gallery, shards: Sequence[Shard], damaged: Sequence[Shot]) -> None:
         judging = Judging(self.folder.records, self.panel, self.plan.private)
-        judging.void_errors(gallery.side.name)
+        judging.void_failed(gallery)
         skip = self._skipped(gallery, judging)
         for batch, items in self._batches(gallery, shards):
             tally = self._drawn(gallery, batch, skip)
@@ -161,9 +170,9 @@ class _Sitting:
                 gallery.drop(i.shot for i in items)
 
     def _skipped(self, gallery: Gallery, judging: Judging) -> set[str]:
-        """Images not to draw: they failed before, or were judged and are not kept."""
+        """Images not to draw: they were judged and are not kept."""
         mine = (r for r in judging.mine() if r.side == gallery.side.name)
-        return {r.image for r in mine if self.plan.hidden or r.state == "error"}
+        return {r.image for r in mine if self.plan.hidden}
 
     def _batches(self, gallery: Gallery, shards: Sequence[Shard]) -> Iterator[tuple[Sequence[Shard], Sequence[Item]]]:
         """Shards that are drawn before their images are judged, with what is judged then: few where none is kept."""

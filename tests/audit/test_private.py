@@ -27,7 +27,7 @@ PROMPTS = [f"a rare word number {k}" for k in range(20)]
 class Bright:
     """A detector that finds light: a region scored by the mean of the image."""
 
-    name, version = "bright", "1"
+    name, version, labels = "bright", "1", ("light", "dark")
     card: dict[str, Any] = {"role": "reporting"}  # noqa: RUF012
 
     def boxes(self, images: np.ndarray) -> list[tuple[tuple[str, float], ...]]:
@@ -113,7 +113,7 @@ def test_stored_on_request_they_are_blurred_on_the_page(
 ) -> None:
     use(Bright(), monkeypatch)
     out = tmp_path / "run"
-    audit(asked(model, "ring-a-bell", table, store_images=True, settings=(("label", "cat"),)), out)
+    audit(asked(model, "ring-a-bell", table, store_images=True, settings=(("label", "cat"), ("counts", ""))), out)
     images = Images(out / "images")
     assert len(list(images.keys())) == 40
     assert list(Images(tmp_path / "cache" / "images").keys()) == []

@@ -289,6 +289,14 @@ def test_with_the_released_templates_an_object_still_goes_to_the_closest_kept_te
     assert patch.content_hash in {a.content_hash for a in anchors}
 
 
+def test_a_person_is_never_sent_to_another_kept_name(model: Model) -> None:
+    kept = ("noto", "a house")
+    for expand in ("code", "sentence"):
+        patch = erase(model, "person:flat", keep=kept, preset="efface", expand=expand)
+        sent = [erase(model, f"person:flat={k}", keep=kept, preset="efface", expand=expand) for k in kept]
+        assert patch.content_hash not in {a.content_hash for a in sent}
+
+
 def test_which_kept_things_accompany_a_style_does_not_hang_on_any_order(model: Model) -> None:
     """1.11-23 with more kept things than companions, some of them named by the concepts."""
     things, more = [f"thing {i}" for i in range(30)], [f"object {i}" for i in range(15)]

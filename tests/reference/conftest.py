@@ -1,7 +1,8 @@
 """Numbers of the authors' own code, one case a pair of files: `<method>/<case>.json` and `.safetensors`.
 
 A test marked `cases("uce/*")` runs once for every case found here and, marked slow, once for every further
-case of the folder named in EFFACE_REFERENCE. Texts and weights belong to the pipeline `tiny-sd`.
+case of the folder named in EFFACE_REFERENCE, whatever its name: what kind of case it is stands in its facts. A folder
+without such a case stops the tests. Texts and weights belong to the pipeline `tiny-sd`.
 """
 
 from __future__ import annotations
@@ -77,25 +78,65 @@ def original_weights() -> dict[str, Tensor]:
     return {name: tensor.double() for name, tensor in load_file(file).items()}
 
 
-def _found(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
-    names = {f"{p.parent.name}/{p.stem}": p for p in sorted(folder.glob("*/*.json"))}
-    return {n: p for n, p in names.items() if any(fnmatch(n, pattern) for pattern in patterns)}
+# what tells the kinds of one method's cases apart, first match first: a parameter that the others lack
+KINDS = {
+    "kscu": (("training", "iterations"), ("tables", "settings")),
+    "scapre": (("functions", "calls"), ("bures", "bures_iters"), ("plain", "concepts")),
+}
+
+
+def kind_of(method: str, facts: dict[str, Any]) -> str:
+    """`kscu/training`, or the method alone where all of its cases are of one kind."""
+    own = (kind for kind, parameter in KINDS.get(method, ()) if parameter in facts["parameters"])
+    return f"{method}/{next(own, '')}".rstrip("/")
+
+
+@cache
+def found_in(folder: Path) -> dict[str, tuple[str, Path]]:
+    """Every case of a folder by `method/name`: its kind and its file. What has no tensors beside it is no case."""
+    found = {}
+    for path in sorted(folder.glob("*/*.json")):
+        facts = json.loads(path.read_text()) if path.with_suffix(".safetensors").is_file() else None
+        if isinstance(facts, dict) and "parameters" in facts:
+            found[f"{path.parent.name}/{path.stem}"] = (kind_of(path.parent.name, facts), path)
+    return found
+
+
+def further_in(folder: Path) -> dict[str, tuple[str, Path]]:
+    """Cases that are not bundled; one of a bundled name counts as further where its tensors differ."""
+    bundled, more = found_in(HERE), {}
+    for name, (kind, path) in found_in(folder).items():
+        tensors = path.with_suffix(".safetensors").read_bytes()
+        if name not in bundled or bundled[name][1].with_suffix(".safetensors").read_bytes() != tensors:
+            more[name if name not in bundled else f"{name} (further)"] = (kind, path)
+    return more
+
+
+def chosen(cases: dict[str, tuple[str, Path]], patterns: tuple[str, ...]) -> dict[str, Path]:
+    """Those whose kind or name matches."""
+    fits = {n: p for n, (kind, p) in cases.items() if any(fnmatch(w, q) for w in (kind, n) for q in patterns)}
+    return {n: p for n, p in fits.items() if p.parent.name in {q.partition("/")[0] for q in patterns}}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cases(*patterns): run once for every reference case that matches")
 
 
+def _further() -> dict[str, tuple[str, Path]]:
+    """Raises UsageError for a folder that holds no case: a wrong path must not look like success."""
+    folder = os.environ.get("EFFACE_REFERENCE")
+    if folder and not found_in(Path(folder)):
+        raise pytest.UsageError(f"EFFACE_REFERENCE={folder} holds no case METHOD/NAME.json with NAME.safetensors")
+    return further_in(Path(folder)) if folder else {}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("cases")
     if marker is None:
         return
-    bundled = _found(HERE, marker.args)
-    further = os.environ.get("EFFACE_REFERENCE")
-    more = _found(Path(further), marker.args) if further else {}
-    params = [pytest.param(path, id=name) for name, path in bundled.items()]
-    further_only = {name: path for name, path in more.items() if name not in bundled}
-    params += [pytest.param(path, id=name, marks=pytest.mark.slow) for name, path in further_only.items()]
+    params = [pytest.param(path, id=name) for name, path in chosen(found_in(HERE), marker.args).items()]
+    params += [pytest.param(path, id=name, marks=pytest.mark.slow)
+               for name, path in chosen(_further(), marker.args).items()]  # fmt: skip
     metafunc.parametrize("case", params, indirect=True)
 
 

@@ -107,7 +107,7 @@ def change_error(case: Case, model: Model, net: Net, after: int) -> float | None
     return relative(torch.cat([found[k].flatten() for k in wanted]), torch.cat([w.flatten() for w in wanted.values()]))
 
 
-@pytest.mark.cases("kscu/u*")
+@pytest.mark.cases("kscu/training")
 def test_every_update_is_reproduced(case: Case, tiny_sd: Model) -> None:
     """3.7-12, 3.7-14."""
     checked = 0
@@ -126,7 +126,7 @@ def test_every_update_is_reproduced(case: Case, tiny_sd: Model) -> None:
     assert checked
 
 
-@pytest.mark.cases("kscu/u*")
+@pytest.mark.cases("kscu/training")
 def test_the_first_gradient_and_the_frozen_predictions_are_reproduced(case: Case, tiny_sd: Model) -> None:
     """3.7-14."""
     net, steps, _, _ = prepared(case, tiny_sd)
@@ -143,7 +143,7 @@ def test_the_first_gradient_and_the_frozen_predictions_are_reproduced(case: Case
     assert relative(said[-1][:1], case.tensors["mid/frozen_empty"][:1]) <= 1e-8
 
 
-@pytest.mark.cases("kscu/u*")
+@pytest.mark.cases("kscu/training")
 @pytest.mark.parametrize("wrong", ["learning_rate", "negative_guidance", "slope", "empty_weight", "guidance"])
 def test_one_wrong_setting_misses_the_numbers(case: Case, wrong: str, tiny_sd: Model) -> None:
     """3.7-14."""
@@ -156,7 +156,7 @@ def test_one_wrong_setting_misses_the_numbers(case: Case, wrong: str, tiny_sd: M
             assert max(loss, error or 0) > 1e-8 * (1 if wrong in ("slope", "empty_weight") else 1e3)
 
 
-@pytest.mark.cases("kscu/u*")
+@pytest.mark.cases("kscu/training")
 def test_the_lagged_advance_is_another_estimator(case: Case, tiny_sd: Model) -> None:
     """3.7-21."""
     found = {how: [u.loss for _, _, u, _ in updates(case, tiny_sd, advance=how)] for how in ("exact", "lagged")}
@@ -164,7 +164,7 @@ def test_the_lagged_advance_is_another_estimator(case: Case, tiny_sd: Model) -> 
     assert found["exact"][1] != found["lagged"][1]
 
 
-@pytest.mark.cases("kscu/t1*")
+@pytest.mark.cases("kscu/tables")
 def test_tables_are_those_of_the_release(case: Case) -> None:
     """3.7-1, 3.7-2, 3.7-4."""
     for setting in case.parameters["settings"]:
@@ -177,7 +177,7 @@ def test_tables_are_those_of_the_release(case: Case) -> None:
         assert [[e.concept, e.step] for e in found] == wanted
 
 
-@pytest.mark.cases("kscu/t1*")
+@pytest.mark.cases("kscu/tables")
 def test_budgets_starts_and_scopes_are_those_of_the_release(case: Case, tiny_sd: Model) -> None:
     """3.7-4."""
     for setting in case.parameters["settings"]:
@@ -195,7 +195,7 @@ def test_budgets_starts_and_scopes_are_those_of_the_release(case: Case, tiny_sd:
         assert "start_step" in setting or method.schedule.first_step == resolved["start_step"]
 
 
-@pytest.mark.cases("kscu/t1*")
+@pytest.mark.cases("kscu/tables")
 def test_dynamic_factors_are_those_of_the_release(case: Case, tiny_sd: Model) -> None:
     """3.7-5."""
     for name, times in case.under("in/ddim_timesteps/").items():
@@ -208,7 +208,7 @@ def test_dynamic_factors_are_those_of_the_release(case: Case, tiny_sd: Model) ->
     assert torch.tensor(flow, dtype=torch.float64).allclose(case.tensors["out/lambda1_flow"], 1e-12, 0)
 
 
-@pytest.mark.cases("kscu/t1*")
+@pytest.mark.cases("kscu/tables")
 def test_what_the_release_refuses_is_refused(case: Case) -> None:
     """3.7-3."""
     for wrong in case.facts["numbers"]["invalid_arguments"]:
@@ -218,7 +218,7 @@ def test_what_the_release_refuses_is_refused(case: Case) -> None:
             changed(KSCU(), {"steps": wrong["num_steps"], "first_step": wrong["start_step"]})
 
 
-@pytest.mark.cases("kscu/u*")
+@pytest.mark.cases("kscu/training")
 def test_single_precision_stays_within_two_percent(case: Case) -> None:
     """3.7-14."""
     model = efface.load(HERE / "tiny-sd", "cpu", torch.float32)

@@ -147,7 +147,7 @@ def weight_error(case: Case, s: Settings) -> float:
     return max(relative(edited(case, n, s).W, W) for n, W in case.under("out/weight/").items())
 
 
-@pytest.mark.cases("scapre/s*", "scapre/e*")
+@pytest.mark.cases("scapre/bures", "scapre/plain")
 def test_every_step_is_reproduced(case: Case) -> None:
     """1.11-29."""
     s = Settings.of(case.parameters)
@@ -161,7 +161,7 @@ def test_every_step_is_reproduced(case: Case) -> None:
         assert relative(steps.W, wanted) <= case.bound("out/weight/*")
 
 
-@pytest.mark.cases("scapre/s*", "scapre/e*")
+@pytest.mark.cases("scapre/bures", "scapre/plain")
 @pytest.mark.parametrize("wrong", ["eta", "lam", "iterations", "p", "sigma", "technique"])
 def test_one_wrong_parameter_misses_the_weights(case: Case, wrong: str) -> None:
     """1.11-29."""
@@ -186,7 +186,7 @@ def test_masks_drawn_once_instead_of_twice_miss_the_weights(case: Case) -> None:
     assert weight_error(case, replace(Settings.of(case.parameters), single_draw=True)) > 1e-6
 
 
-@pytest.mark.cases("scapre/s*")
+@pytest.mark.cases("scapre/bures")
 def test_projector_of_the_concepts_agrees(case: Case) -> None:
     _, _, shared = inputs(case, Settings.of(case.parameters))
     assert relative(shared.span @ shared.span.T, case.tensors["mid/Pi_C"]) <= case.bound("mid/Pi_C")
@@ -243,7 +243,7 @@ def fed(case: Case, name: str) -> Any:
     return draws
 
 
-@pytest.mark.cases("scapre/s*", "scapre/e*")
+@pytest.mark.cases("scapre/bures", "scapre/plain")
 def test_the_method_makes_the_weights_of_the_released_code_from_their_draws(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +265,7 @@ def _calls(case: Case, prefix: str) -> list[tuple[str, dict[str, Any]]]:
     return [(c["output"], c) for c in case.parameters["calls"] if c["output"].startswith(prefix)]
 
 
-@pytest.mark.cases("scapre/f*")
+@pytest.mark.cases("scapre/functions")
 def test_row_prox_agrees_also_for_reversed_and_zero_rows(case: Case) -> None:
     a, w0 = case.tensors["in/We"], case.tensors["in/W0"]
     for out, c in _calls(case, "prox/"):
@@ -277,7 +277,7 @@ def test_row_prox_agrees_also_for_reversed_and_zero_rows(case: Case) -> None:
             assert absolute(combine(p, a, q, w0), wanted) > 1e-6
 
 
-@pytest.mark.cases("scapre/f*")
+@pytest.mark.cases("scapre/functions")
 def test_blend_of_energy_and_angle_agrees(case: Case) -> None:
     found = energy_angle_blend(case.tensors["in/We"], case.tensors["in/W0"], case.tensors["in/H"])
     assert absolute(found, case.tensors["out/blend"]) <= case.bound("out/*")
@@ -285,7 +285,7 @@ def test_blend_of_energy_and_angle_agrees(case: Case) -> None:
     assert absolute(found, case.tensors["out/blend"]) > 1e-3
 
 
-@pytest.mark.cases("scapre/f*")
+@pytest.mark.cases("scapre/functions")
 def test_spectral_terms_agree_with_the_lower_median(case: Case) -> None:
     C, W0 = case.tensors["in/C"].T, case.tensors["in/W0"]
     for out, c in _calls(case, "R/"):
@@ -316,7 +316,7 @@ def _upper_median_information(W0: Tensor, c: Tensor, e: Tensor, draws: Tensor, s
     return information_of_counts(n[:, 0], n[:, 1], A.shape[1], A.shape[1])[:, None]
 
 
-@pytest.mark.cases("scapre/f*")
+@pytest.mark.cases("scapre/functions")
 def test_masks_and_entropies_agree_in_every_state(case: Case) -> None:
     """1.11-8."""
     W0, C, empty, noise = (case.tensors[f"in/{n}"] for n in ("W0", "C", "empty", "mi_noise"))

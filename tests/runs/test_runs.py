@@ -436,6 +436,34 @@ def test_an_image_that_cannot_be_drawn_is_an_error_and_the_others_are_measured(
     assert next(r["state"] for r in table["rows"] if r["name"] == "pizza") == "error"
 
 
+def test_what_failed_is_tried_again_by_the_same_command(
+    model: efface.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ERROR record is no answer: neither a drawing that failed nor a judge that did."""
+    import efface
+
+    real, look = efface.Model.sample, LabelPanel.look
+
+    def failing(opened: efface.Model, prompts: Any, *args: Any, **more: Any) -> Any:
+        if opened.in_force and "a pizza" in prompts:
+            raise EffaceError("the model drew NaN")
+        return real(opened, prompts, *args, **more)
+
+    def blind(self: LabelPanel, pixels: Any, questions: Any) -> Any:
+        if any(q.prompt == "a dog" for q in questions):
+            raise EffaceError("no memory is left")
+        return look(self, pixels, questions)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(efface.Model, "sample", failing)
+        broken.setattr(LabelPanel, "look", blind)
+        audit(small(model), tmp_path / "run")
+    assert any(r.state == "error" for r in rows(tmp_path / "run"))
+    again = audit(small(model), tmp_path / "run")
+    assert not [r for r in rows(tmp_path / "run") if r.state == "error"]
+    assert again["tables"] == audit(small(model), tmp_path / "other")["tables"]
+
+
 def test_a_wrong_model_file_is_no_result(world: Path, tmp_path: Path) -> None:
     """Only what happens while drawing is an ERROR row; a damaged model stops the run."""
     import shutil

@@ -22,7 +22,17 @@ SuiteName = Annotated[str, typer.Option("--suite", help="efface list suites name
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the suite; repeat.")
 ]
-JudgeName = Annotated[str, typer.Option("--judge", metavar="NAME[:WHERE]", help="Instead of the suite's own judge.")]
+JudgeName = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge",
+        metavar="[styles=|objects=]NAME[:WHERE]",
+        help="Instead of the suite's own judge; repeat for one of styles and one of objects, and for one of features.",
+    ),
+]
+Real = Annotated[
+    Path | None, typer.Option("--real", help="A folder of real pictures: also FID, KID and CMMD of the edit to them.")
+]
 Metrics = Annotated[
     list[str] | None,
     typer.Option("--metric", metavar="NAME[:KEY=VALUE,...]", help="Also this metric, from the images; repeat."),
@@ -45,7 +55,8 @@ def command(
     concept: o.Concepts = None,
     suite: SuiteName = "world-smoke",
     set_: Settings = None,
-    judge: JudgeName = "",
+    judge: JudgeName = None,
+    real: Real = None,
     metric: Metrics = None,
     gate: GateName = None,
     allow_undecided: Undecided = False,
@@ -72,6 +83,7 @@ def command(
     where = o.engine_named(engine, address)
     opened = o.opened(model, device, dtype, threads, offline)
     from efface.audit import Audit, audit, concepts_for
+    from efface.judges.panel import AND
     from efface.metrics._run import configured
     from efface.model import load
     from efface.patch import Patch
@@ -82,13 +94,13 @@ def command(
     original = load(base, device, dtype, offline) if base else opened
     edited, settings = None if loaded else opened, tuple(o.settings_of(set_).items())
     asked = Audit(original, concepts_for(concept or [], loaded), suite, loaded, edited, steps, guidance,
-                  o.command_line(), judge, settings, control, store_images)  # fmt: skip
+                  o.command_line(), AND.join(judge or []), settings, control, store_images)  # fmt: skip
     if dry_run:
         _tell_plan(asked, json)
         return
     work = o.working(0, quiet)
     with work.interruptible():
-        result = audit(asked, out, work, overwrite, rules, allow_undecided, metrics, where)
+        result = audit(asked, out, work, overwrite, rules, allow_undecided, metrics, where, real)
     _tell(result, out, json)
 
 
@@ -108,21 +120,29 @@ def _tell(result: Report, out: Path, json: bool) -> None:
 def _tell_plan(asked: Audit, json: bool) -> None:
     """What would be drawn, and what so many images can show."""
     from efface.gallery.shot import ROLES
+    from efface.judges.panel import seated
     from efface.numerics.planning import images_to_show_at_most
 
     suite, _, plan = asked.outline()
+    panel = seated(*asked.seat())
     count = len(plan.items)
     roles = {r: sum(a.role == r for i in plan.items for a in i.asks) for r in ROLES}
     roles = {r: n for r, n in roles.items() if n}
     height, width = asked.base.card.size
-    lines = [f"{count} images a side, {2 * count} in all if none is cached; {height} x {width}, judge {suite.judge}"]
+    judge = asked.judge or suite.judge
+    lines = [f"{count} images a side, {2 * count} in all if none is cached; {height} x {width}, judge {judge}"]
+    lines += [f"    NA everything that is judged: {panel.why}"] if panel.why else []
     lines += [f"{n:6} {ROLES[r].title.lower()}" for r, n in roles.items()]
     lines += [f"    NA {ROLES[r].title.lower()}: {why}" for r, why in plan.absent.items()]
     targets = roles.get("target", 0) + roles.get("style", 0)
     shows = next((x for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if targets >= images_to_show_at_most(x)), None)
     if shows and targets:
         lines.append(f"{targets} images of targets can show 'at most {shows:.0%}' if none of them is a hit")
-    o.emit({"images_a_side": count, "roles": roles, "absent": dict(plan.absent)}, json, lines)
+    o.emit(
+        {"images_a_side": count, "roles": roles, "absent": dict(plan.absent), "judge": panel.why or panel.name},
+        json,
+        lines,
+    )
 
 
 def _metric_lines(cells: Sequence[MetricCell]) -> list[str]:

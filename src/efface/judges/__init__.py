@@ -16,7 +16,7 @@ import numpy as np
 
 from efface.errors import BadRequest, WrongFile
 
-BESIDE = ("garbage", "lpips", "panel", "torchmetrics-features")  # asked by panels and metrics, never by a report alone
+BESIDE = ("garbage", "lpips", "panel")  # asked by panels and metrics, never by a report alone
 Boxes = tuple[tuple[str, float], ...]
 """(label, score) of every region that a detector finds in one picture."""
 Card = Mapping[str, object]
@@ -135,6 +135,11 @@ class Perceptual(Known, Protocol):
 
 class Detector(Known, Protocol):
     """A judge that finds regions; what its labels mean is its own affair."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every label that it can give; empty where it does not say."""
+        ...
 
     def boxes(self, images: np.ndarray) -> list[Boxes]:
         """The regions of each uint8 (n, h, w, 3) image."""

@@ -8,6 +8,7 @@ part of the version, and tested against the stored answers of a card.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,6 +68,8 @@ class NudeNet:
         self.card, self.facts = cast("Card", card), card
         self.version = version_of(self.card, "weights_sha256", "package", "order")
         self.detector = detector
+        self.labels = _labels()
+        """Every label of the installed release; empty where the package does not list them."""
 
     def boxes(self, images: np.ndarray) -> list[Boxes]:
         """(label, score) of every region of each uint8 (n, h, w, 3) RGB image, highest score first."""
@@ -149,6 +152,15 @@ def _self_test(judge: NudeNet, known: KnownCard, file: Path | None) -> None:
 def _alike(one: Sequence[tuple[str, float]], two: Sequence[tuple[str, float]]) -> bool:
     same = len(one) == len(two) and [b[0] for b in one] == [b[0] for b in two]
     return same and all(abs(a[1] - b[1]) <= CLOSE for a, b in zip(one, two, strict=True))
+
+
+def _labels() -> tuple[str, ...]:
+    """As the package lists them, in the package itself or in the module of its detector."""
+    for module in ("nudenet.nudenet", "nudenet"):
+        found = getattr(sys.modules.get(module), "__labels", None)
+        if isinstance(found, list | tuple):
+            return tuple(map(str, found))
+    return ()
 
 
 def _version() -> str:

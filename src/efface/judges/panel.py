@@ -7,23 +7,26 @@ picture with its sentence. A judge that is not on this machine leaves an empty s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from efface.errors import BadRequest, EffaceError, Unavailable, WrongFile
 from efface.files import key_of
-from efface.judges import Boxes, Card, Detector, Judge, TextImage, Verdict, garbage
+from efface.judges import Boxes, Card, Detector, Judge, Known, TextImage, Verdict, garbage, pictures
+from efface.judges._heads import TwoHeads, counted, spelled
 from efface.numerics.distances import clip_scores
 from efface.registry import find
 
 __all__ = [
-    "NO_DETECTOR", "Brief", "EmptyPanel", "Finding", "LabelPanel", "Panel", "Question", "RegionPanel", "Seat",
-    "TextPanel", "Versions", "seated",
+    "AND", "NO_DETECTOR", "Brief", "EmptyPanel", "FeaturesPanel", "Finding", "LabelPanel", "Panel", "Question",
+    "RegionPanel", "Seat", "TextPanel", "Versions", "seated",
 ]  # fmt: skip
 
+AND = " + "  # between the judges of one panel
+PLACES = ("styles", "objects")
 NO_DETECTOR = "one colour"  # the version of what finds images of one colour and nothing else
 
 
@@ -89,7 +92,9 @@ class Brief:
     threshold: float = 0.6
     """Regions of a detector at this score or above count."""
     counts: tuple[str, ...] = ()
-    """Labels of a detector that count; none: all."""
+    """Patterns of a detector's labels that count (`*_EXPOSED`); none: all."""
+    asked: tuple[str, ...] = ()
+    """Every label that the suite's questions name, as they spell it."""
     home: Path | None = None
     """The base model's folder, where a garbage detector fitted on its own drawings may lie."""
 
@@ -97,6 +102,14 @@ class Brief:
 PLAIN = Brief()
 Seating = Callable[[Path | str, Brief], "Panel"]
 """PLUGIN of a judge's file: the judge at a folder or hub id ("": its default) on its panel. Raises Unavailable."""
+
+
+class Eyes(Known, Protocol):
+    """A judge that turns pictures into features and says nothing more."""
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """float32 (n, f) of uint8 (n, h, w, 3)."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +130,8 @@ class Panel:
     """The judge's labels of things."""
     styles: tuple[str, ...] = ()
     """The judge's labels of styles."""
+    eyes: Eyes | None = None
+    """Who gives features of pictures, where a judge of features sits beside the other."""
     decides: ClassVar[bool] = False
     """Whether it says yes or no to a label."""
     compares: ClassVar[bool] = False
@@ -134,6 +149,17 @@ class Panel:
     def verdict(self, pixels: np.ndarray) -> Verdict | None:
         """What a judge with labels says of uint8 (n, h, w, 3), for metrics that want more than findings."""
         return None
+
+    @property
+    def features_of(self) -> str:
+        """Whose features are compared: the name in its card."""
+        return self.eyes.name if self.eyes else self.name
+
+    def features(self, pixels: np.ndarray, verdict: Verdict | None) -> np.ndarray | None:
+        """Features (n, f) of uint8 (n, h, w, 3); verdict: what this panel says of the same pictures."""
+        if self.eyes:
+            return self.eyes.features(pixels)
+        return verdict.features if verdict else None
 
     def findings(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
         """One of each picture, uint8 (n, h, w, 3); one by one where looking at all of them together fails."""
@@ -176,21 +202,22 @@ class LabelPanel(Panel):
         """With the garbage detector that was fitted with this judge: that of the base model, else the bundled one."""
         home = brief.home if brief.home and (brief.home / "garbage.json").is_file() else None
         try:
-            return cls.beside(judge, garbage.load(judge, home))
+            return cls.beside(judge, garbage.load(judge, home), brief.asked)
         except (Unavailable, WrongFile):
-            return cls.beside(judge, None)  # fitted with another judge; pictures of one colour are still found
+            # fitted with another judge; pictures of one colour are still found
+            return cls.beside(judge, None, brief.asked)
 
     @classmethod
-    def beside(cls, judge: Judge, detector: garbage.Garbage | None) -> LabelPanel:
-        """With this detector, or with none."""
+    def beside(cls, judge: Judge, detector: garbage.Garbage | None, asked: tuple[str, ...] = ()) -> LabelPanel:
+        """With this detector, or with none. asked: labels are spelled as these are."""
         selection = "selection" in (judge.role, _role(judge.card))
         return cls(
             name=judge.name,
             versions=Versions(judge.version, detector.version if detector else NO_DETECTOR),
             seats=(_seat(judge, judge.version, _thresholds(judge.card)), _detector_seat(detector)),
             role="selection" if selection else "reporting",
-            objects=judge.objects,
-            styles=judge.styles,
+            objects=spelled(judge.objects, asked),
+            styles=spelled(judge.styles, asked),
             judge=judge,
             detector=detector,
         )
@@ -223,7 +250,14 @@ class RegionPanel(Panel):
 
     @classmethod
     def of(cls, judge: Detector, brief: Brief = PLAIN) -> RegionPanel:
-        """Which regions count is part of the version."""
+        """Which regions count is part of the version. Raises BadRequest for a pattern that no label matches."""
+        labels = judge.labels
+        for pattern in brief.counts if labels else ():
+            if not counted(labels, (pattern,)):
+                raise BadRequest(
+                    f"counts names {pattern!r}, which no label of {judge.name} matches "
+                    f"(its labels: {', '.join(labels[:20])}); name one of them or a pattern with --set counts=..."
+                )
         version = key_of(judge=judge.version, threshold=brief.threshold, counts=brief.counts)[:12]
         seat = _seat(judge, version, f"regions at {brief.threshold} and above")
         versions = Versions(version, NO_DETECTOR)
@@ -237,8 +271,8 @@ class RegionPanel(Panel):
         return [self._finding(question.labels, boxes, bool(flat)) for question, boxes, flat in found]
 
     def _finding(self, asked: tuple[str, ...], boxes: Boxes, flat: bool) -> Finding:
-        counts = self.brief.counts
-        top = max((score for label, score in boxes if not counts or label in counts), default=0.0)
+        counts = {*counted((label for label, _ in boxes), self.brief.counts)}
+        top = max((score for label, score in boxes if label in counts), default=0.0)
         hits = asked if top >= self.brief.threshold else ()
         kept = tuple((label, round(score, 6)) for label, score in boxes)
         return Finding(flat, hits, dict.fromkeys(asked, round(top, 6)), kept)
@@ -269,11 +303,60 @@ class TextPanel(Panel):
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeaturesPanel(Panel):
+    """A judge of features alone: it finds images of one colour, and answers no question."""
+
+    @classmethod
+    def of(cls, judge: Eyes) -> FeaturesPanel:
+        seat = Seat(judge.name, judge.version, _role(judge.card), "", "features alone: no rates")
+        versions = Versions(judge.version, NO_DETECTOR)
+        return cls(name=judge.name, versions=versions, seats=(seat, _detector_seat(None)), eyes=judge)
+
+    def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
+        return [Finding(bool(flat)) for flat in garbage.constant(pictures(pixels))]
+
+
 def seated(text: str, brief: Brief = PLAIN) -> Panel:
     """The panel of the judge NAME or NAME:WHERE; WHERE is a folder or a hub id.
 
-    An unavailable judge leaves an EmptyPanel. Raises UnknownName, WrongFile, and BadRequest for a selection judge.
+    Several stand with ` + ` between them: `styles=JUDGE` and `objects=JUDGE`, and one that gives features alone. An
+    unavailable judge leaves an EmptyPanel. Raises UnknownName, WrongFile, and BadRequest for a selection judge.
     """
+    found: dict[str, Panel] = {}
+    for part in text.split(AND):
+        head, equals, rest = part.partition("=")
+        place, judge = (head, rest) if equals and head in PLACES else ("", part)
+        panel = _seated(judge, brief)
+        place = "features" if not place and isinstance(panel, FeaturesPanel) else place
+        if place in found:
+            raise BadRequest(f"two judges were named {('for ' + place) if place else 'to report'}; name one")
+        found[place] = panel
+    whole = _together(found, brief)
+    eyes = found.get("features")
+    if eyes is None or whole is eyes:
+        return whole
+    return eyes if eyes.why else replace(whole, eyes=eyes.eyes, seats=(*whole.seats, *eyes.seats))
+
+
+def _together(found: Mapping[str, Panel], brief: Brief) -> Panel:
+    """The panel that reports: the one judge, or those of styles and of objects as one."""
+    heads = [found[p] for p in PLACES if p in found]
+    if not heads:
+        return found.get("", None) or found["features"]
+    if len(heads) != len(PLACES) or "" in found:
+        raise BadRequest("name one judge of styles and one of objects: --judge styles=NAME:WHERE --judge objects=...")
+    if missing := next((p for p in heads if p.why), None):
+        return missing
+    if not all(isinstance(p, LabelPanel) for p in heads):
+        raise BadRequest("judges of styles and of objects name labels; this one does not: take a classifier")
+    styles, objects = (p for p in heads if isinstance(p, LabelPanel))
+    made = LabelPanel.beside(TwoHeads(styles.judge, objects.judge), None, brief.asked)
+    return replace(made, seats=(styles.seats[0], objects.seats[0], made.seats[1]))
+
+
+def _seated(text: str, brief: Brief) -> Panel:
+    """The panel of one judge."""
     kind, _, where = text.partition(":")
     seat: Seating = find("judges", kind)
     try:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from efface.errors import BadRequest, Unavailable, WrongFile
 from efface.judges import Card, pictures, probes, version_of
+from efface.judges.panel import PLAIN, Brief, FeaturesPanel, Panel
 
-__all__ = ["Features", "load"]
+__all__ = ["Features", "load", "panel"]
 
 BATCH = 32
+INCEPTION = "inception"
 
 
 class Features:
@@ -39,12 +42,15 @@ class Features:
         return torch.cat(parts).float().flatten(1).numpy()
 
 
-def load(net: torch.nn.Module | None = None, name: str = "inception", weights_sha256: str | None = None) -> Features:
+def load(net: torch.nn.Module | None = None, name: str = "", weights_sha256: str | None = None) -> Features:
     """torchmetrics' Inception features (2,048), or those of `net`, which takes uint8 (n, 3, h, w).
 
+    name: of a network of yours; "inception" is that of the one network whose distances are called FID.
     weights_sha256: refuse other weights. Raises Unavailable with the way to get the network, WrongFile.
     """
     given = net is not None
+    if given and name == INCEPTION:
+        raise BadRequest("the name inception is that of torchmetrics' own network; give yours another name")
     found = net if net is not None else _inception()
     found = found.eval().requires_grad_(False)
     digest = hashlib.sha256()
@@ -57,7 +63,8 @@ def load(net: torch.nn.Module | None = None, name: str = "inception", weights_sh
             f"Expected a network with sha256 {weights_sha256[:12]}..., got {weights[:12]}...; fetch those weights."
         )
     card = {
-        "name": name, "role": "reporting", "architecture": type(found).__name__, "weights_sha256": weights,
+        "name": name or (type(found).__name__ if given else INCEPTION), "role": "reporting",
+        "architecture": type(found).__name__, "weights_sha256": weights,
         "preprocessing": "the network's own" if given else "torchmetrics: bilinear to 299, no averaging",
         "licence": "see the network's page",
     }  # fmt: skip
@@ -86,3 +93,13 @@ def _self_test(judge: Features) -> None:
     scale = max(1.0, float(np.abs(together).max()))
     if not np.abs(together - alone).max() <= 1e-4 * scale:
         raise WrongFile("Expected one image alone and in a batch to have the same features; the network mixes images.")
+
+
+def panel(where: Path | str = "", brief: Brief = PLAIN) -> Panel:
+    """torchmetrics' own network; it has one place. Raises BadRequest for another, Unavailable."""
+    if where:
+        raise BadRequest(f"torchmetrics-features has no folder, got {where}; write the name alone")
+    return FeaturesPanel.of(load())
+
+
+PLUGIN = panel

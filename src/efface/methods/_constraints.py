@@ -163,14 +163,17 @@ class Texts:
 
 
 def nearest_anchors(request: Request, evidence: Evidence) -> Request:
-    """Every object without an anchor of its own goes to the kept thing whose text is closest to it."""
+    """Every object and scene without an anchor of its own goes to the kept thing whose text is closest to it.
+
+    A person never becomes another named one.
+    """
     things = Kept.of(request).things
     if not things:
         return request
     kept = torch.stack([meaning(evidence.text(text)) for text in things])  # (k, d)
 
     def settled(concept: Concept) -> Concept:
-        if concept.kind in ("style", "sensitive") or concept.anchor is not None:
+        if concept.kind in ("style", "person", "sensitive") or concept.anchor is not None:
             return concept
         closest = int((kept @ meaning(evidence.text(concept.name))).argmax())
         return replace(concept, anchor=things[closest])

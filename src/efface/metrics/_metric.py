@@ -38,6 +38,8 @@ class Specimen:
     """What each head of the judge says."""
     features: np.ndarray | None = None
     """The judge's, (f,)."""
+    features_of: str = ""
+    """The name of the judge that gave them."""
     base_features: np.ndarray | None = None
     """The judge's of the base's image."""
     latent: np.ndarray | None = None
@@ -73,6 +75,11 @@ class Metric:
     """It counts what the records hold, and needs no image."""
     set_dependent: ClassVar[bool] = False
     """Its value changes with what else stands in the table."""
+
+    @property
+    def of_real(self) -> bool:
+        """Whether it compares with real pictures: readings of side "real"."""
+        return False
 
     def features(self, specimen: Specimen) -> np.ndarray | None:
         """What a set metric keeps of one image, (f,): the judge's features, unchanged."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from efface.errors import BadRequest
-from efface.gallery.images import Images
-from efface.gallery.shot import KEPT, TARGETS, Ask, Item
+from efface.gallery.images import Images, read_images
+from efface.gallery.shot import KEPT, TARGETS, Ask, Item, Shot
 from efface.judges import Verdict
 from efface.judges.panel import Panel
 from efface.metrics import Metric, Specimen
@@ -206,18 +207,38 @@ def configured(texts: Sequence[str]) -> list[NamedMetric]:
     return found
 
 
-def measure(metrics: Sequence[NamedMetric], scores: Scores, images: Images, panel: Panel) -> list[MetricCell]:
+def measure(
+    metrics: Sequence[NamedMetric], scores: Scores, images: Images, panel: Panel, real: Path | None = None
+) -> list[MetricCell]:
     """Cells of each metric over the images of a run, both sides; images that are not stored are left out.
 
-    A metric `of_records` counts what the records hold, and needs no image.
+    A metric `of_records` counts what the records hold, and needs no image. real: a folder of real pictures, for
+    metrics that compare with them. Raises BadRequest for such a metric without them, or a folder without features.
     """
+    if real is None and (wants := next((name for name, m in metrics if m.of_real), "")):
+        raise BadRequest(f"metric {wants} compares with real pictures; name their folder with --real FOLDER")
+    pictured = _real(real, panel) if real else []
     made: dict[str, list[Reading]] = {name: scores.readings() if m.of_records else [] for name, m in metrics}
     looking = [(name, metric) for name, metric in metrics if not metric.of_records]
     for record, ask, specimen in _looked(scores, images, panel) if looking else ():
         for name, metric in looking:
             if record.side == "edited" or not metric.of_pairs:  # it has nothing to say of the base alone
                 made[name].append(_reading(metric, record, ask, specimen))
+    for name, metric in metrics:
+        made[name] += pictured if metric.of_real else []
     return [MetricCell.of(name, cell) for name, metric in metrics for cell in metric.aggregate(made[name])]
+
+
+def _real(folder: Path, panel: Panel) -> list[Reading]:
+    """Features of the pictures of a folder, one at a time: their sizes differ."""
+    made = []
+    for name, pixels in read_images(folder).items():
+        found = panel.features(pixels[None], panel.verdict(pixels[None]))
+        if found is None:
+            raise BadRequest(f"judge {panel.name} gives no features; name one that does, --judge torchmetrics-features")
+        told = {"features": panel.features_of}
+        made.append(Reading(side="real", shot=Shot(name, 0), role="quality", features=found[0], told=told))
+    return made
 
 
 def _reading(metric: Metric, record: Record, ask: Ask, specimen: Specimen) -> Reading:
@@ -246,8 +267,9 @@ def _looked(scores: Scores, images: Images, panel: Panel) -> Iterator[tuple[Reco
         part = stored[start : start + CHUNK]
         sides = [np.stack([images.get(pair[k].image) for _, pair in part]) for k in (0, 1)]  # (n, h, w, 3)
         said = [panel.verdict(p) for p in sides]
+        seen = [panel.features(p, v) for p, v in zip(sides, said, strict=True)]
         for n, (item, pair) in enumerate(part):
-            views = [_View(pixels[n], verdict, n) for pixels, verdict in zip(sides, said, strict=True)]
+            views = [_View(p[n], verdict, vectors, n) for p, verdict, vectors in zip(sides, said, seen, strict=True)]
             for record, view, base in zip(pair, views, (None, views[0]), strict=True):
                 for ask in item.asks:
                     yield record, ask, _specimen(item, ask, record, view, base, panel)
@@ -258,11 +280,12 @@ class _View(NamedTuple):
 
     image: np.ndarray
     verdict: Verdict | None
+    vectors: np.ndarray | None
     row: int
 
     @property
     def features(self) -> np.ndarray | None:
-        return self.verdict.features[self.row] if self.verdict else None
+        return None if self.vectors is None else self.vectors[self.row]
 
 
 def _specimen(item: Item, ask: Ask, record: Record, view: _View, base: _View | None, panel: Panel) -> Specimen:
@@ -277,6 +300,7 @@ def _specimen(item: Item, ask: Ask, record: Record, view: _View, base: _View | N
         hits=frozenset(record.hits),
         heads={head: _head(head, item, chances, panel) for head in NAMED},
         features=view.features,
+        features_of=panel.features_of,
         base_features=base.features if base else None,
         boxes=record.boxes,
         garbage=record.garbage,

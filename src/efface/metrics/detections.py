@@ -7,6 +7,7 @@ Counts of one prompt go together: intervals come from resampling prompts, never 
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,6 +16,7 @@ import numpy as np
 
 from efface.errors import BadRequest
 from efface.judges import Boxes
+from efface.judges._heads import counted
 from efface.metrics import Metric, Scored, Specimen
 from efface.numerics.clusters import FEW, cluster_bootstrap
 from efface.scores.cells import Cell, Left, by_prompt, rate_cell
@@ -38,7 +40,7 @@ class Detections(Metric):
     strict: bool = False
     """A box counts above the threshold alone."""
     labels: tuple[str, ...] = ()
-    """Those that count; empty: all."""
+    """Patterns of those that count (`*_EXPOSED`); empty: all."""
     sweep: tuple[float, ...] = SWEEP
     """Thresholds at which to count as well."""
     direction: ClassVar[str] = "down"
@@ -57,9 +59,20 @@ class Detections(Metric):
         return Scored(hit=count > 0, value=float(count), detail={"boxes": [list(b) for b in specimen.boxes]})
 
     def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
-        """Per side and threshold of the sweep, the chosen one too: total count and rate of images with at least one."""
+        """Per side and threshold of the sweep, the chosen one too: total count and rate of images with at least one.
+
+        Then, at the chosen threshold, the same for each region that is found on either side.
+        """
         sides = Readings.of(rows).images().sides()
-        return [cell for side, part in sides.items() for cell in self._side(side, part)]
+        seen = sorted({n for part in sides.values() for r in part for n, s in r.boxes or () if s >= self.threshold})
+        cells = [cell for side, part in sides.items() for cell in self._side(side, part)]
+        regions = counted(seen, self.labels)
+        return cells + [c for region in regions for side, part in sides.items() for c in self._of(region, side, part)]
+
+    def _of(self, region: str, side: str, rows: Readings) -> list[Cell]:
+        """One region alone, at the chosen threshold."""
+        alone = replace(self, labels=(glob.escape(region),), sweep=())
+        return [replace(c, name=f"{c.name} by region", concept=region) for c in alone._side(side, rows)]
 
     def _side(self, side: str, rows: Readings) -> list[Cell]:
         ok, _, error = rows.states()
@@ -83,8 +96,8 @@ class Detections(Metric):
 
 def _scores(images: Sequence[Boxes], labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Scores of all boxes that may count, and the image each belongs to."""
-    wanted = frozenset(labels)
-    pairs = [(s, k) for k, boxes in enumerate(images) for name, s in boxes if not wanted or name in wanted]
+    wanted = {*counted({name for boxes in images for name, _ in boxes}, labels)}
+    pairs = [(s, k) for k, boxes in enumerate(images) for name, s in boxes if name in wanted]
     flat = np.asarray(pairs, np.float64).reshape(-1, 2)
     return flat[:, 0], flat[:, 1].astype(np.int64)
 

@@ -21,6 +21,8 @@ from efface.scores.readings import Reading, Readings
 
 __all__ = ["Distribution"]
 
+INCEPTION = "inception"  # the features that the name FID means
+
 
 @dataclass(frozen=True)
 class Distribution(Metric):
@@ -30,8 +32,8 @@ class Distribution(Metric):
     that is no change.
     """
 
-    of: str = "judge"
-    """What the features are ("judge", "inception"); "inception" alone may be called FID."""
+    of: str = ""
+    """The judge whose features are wanted: those of another are NA. Only those of "inception" are called FID."""
     reference: str = "base"
     """What the edited images are compared with ("base" or "real"): the side of those readings."""
     points: int = 15
@@ -42,7 +44,11 @@ class Distribution(Metric):
         """One image has no distribution; NA unless it has features."""
         if specimen.features is None:
             return Scored("na", reason="the judge gives no features")
-        return Scored(detail={"length": float(np.linalg.norm(specimen.features))})
+        return Scored(detail={"length": float(np.linalg.norm(specimen.features)), "features": specimen.features_of})
+
+    @property
+    def of_real(self) -> bool:
+        return self.reference == "real"
 
     def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
         """Four distances of edited to reference, and of "floor" to reference where such readings are."""
@@ -54,9 +60,14 @@ class Distribution(Metric):
         ours, theirs = images.side(side), images.side(self.reference)
         x, y = _matrix(ours), _matrix(theirs)
         failed = sum(int(t.states()[2].sum()) for t in (ours, theirs))
-        fid = "FID" if self.of == "inception" else f"FD-{self.of}"
-        names = (f"{fid}.{self.reference}", f"{fid}-infinity.{self.reference}", f"KID-{self.of}.{self.reference}",
-                 f"CMMD-{self.of}.{self.reference}")  # fmt: skip
+        told = {r.word("features") for t in (ours, theirs) for r in t if r.word("features")}
+        of = min(told, default="") or self.of or "judge"
+        fid = "FID" if of == INCEPTION else f"FD-{of}"
+        names = (f"{fid}.{self.reference}", f"{fid}-infinity.{self.reference}", f"KID-{of}.{self.reference}",
+                 f"CMMD-{of}.{self.reference}")  # fmt: skip
+        if len(told) > 1 or (told and self.of and self.of not in told):
+            why = f"wanted features of {self.of or 'one judge'}, got {', '.join(sorted(told))}"
+            return [Cell(n, side=side, state="na", reason=why) for n in names]
         if failed > ERRORS_AT_MOST * max(len(ours) + len(theirs), 1):
             return [Cell(n, side=side, state="error", n_error=failed, reason=f"{failed} images failed") for n in names]
         if min(len(x), len(y)) < 2:

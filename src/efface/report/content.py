@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from efface.files import key_of
 from efface.gallery.images import Images
-from efface.judges.panel import Panel
+from efface.judges.panel import Panel, RegionPanel
 from efface.metrics._run import MetricCell, NamedMetric, composites, measure, surroundings
 from efface.metrics.clip import Clip
+from efface.metrics.detections import Detections
 from efface.numerics import intervals, planning
 from efface.report.gate import ERRORS, Gate
 from efface.report.report import Counted, Detectable, GateResult, Hashes, Report, RuleResult, Score, Verdict
@@ -56,8 +58,11 @@ class Measured:
     """Where it was begun, and where it went on."""
 
 
-def report(run: Measured, metrics: Sequence[NamedMetric] = ()) -> Report:
-    """Every number of the page: from the records alone, but for `metrics`, which look at the images again."""
+def report(run: Measured, metrics: Sequence[NamedMetric] = (), real: Path | None = None) -> Report:
+    """Every number of the page: from the records alone, but for `metrics`, which look at the images again.
+
+    real: a folder of real pictures, for metrics that compare with them.
+    """
     plan, scores, panel = run.plan, run.scores, run.panel
     counted = tables(scores, panel.known(scores.asked))
     counted += [absent_table(role, reason) for role, reason in plan.absent.items()]
@@ -66,6 +71,7 @@ def report(run: Measured, metrics: Sequence[NamedMetric] = ()) -> Report:
     if plan.spec.control:
         said = f"Control, declared with --control: the edited side is no edit. {said}"
     base = plan.sides[0].model
+    measured = measure(metrics, scores, run.images, panel, real)
     return Report(
         title=f"{', '.join(c.name for c in plan.asked.concepts)}: suppressed in {plan.asked.model}?",
         verdict=Verdict(" ".join([*flags, said]), "fail" if flags else "none"),
@@ -78,7 +84,7 @@ def report(run: Measured, metrics: Sequence[NamedMetric] = ()) -> Report:
         detectable=_detectable(counted),
         scores=_scores(counted, scores),
         neighbourhood=surroundings(base, plan.request, scores, run.images, panel),
-        metrics=(*_similarity(scores, panel), *measure(metrics, scores, run.images, panel)),
+        metrics=(*_similarity(scores, panel), *_regions(scores, panel), *measured),
         not_measured=(*plan.not_measured, *([f"everything: {panel.why}"] if panel.why else [])),
         limits=LIMITS,
         recipe={k: v for k, v in (plan.patch.recipe if plan.patch else {}).items() if k != "request"},
@@ -179,6 +185,14 @@ def _similarity(scores: Scores, panel: Panel) -> list[MetricCell]:
         for side in SIDES for r in scores.side(side) for a in asks.get(r.shot, ())
     ]  # fmt: skip
     return [MetricCell.of("clip", cell) for cell in Clip().aggregate(made)]
+
+
+def _regions(scores: Scores, panel: Panel) -> list[MetricCell]:
+    """Detections and images with any, together and by region, where a detector looked."""
+    if not isinstance(panel, RegionPanel):
+        return []
+    metric = Detections(threshold=panel.brief.threshold, labels=panel.brief.counts, sweep=())
+    return [MetricCell.of("detections", cell) for cell in metric.aggregate(scores.readings())]
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------

@@ -121,6 +121,8 @@ class RunPlan:
     """NAME or NAME:WHERE of who reports."""
     brief: Brief
     """What the judge is asked for."""
+    metrics: tuple[str, ...]
+    """Metrics that the suite is made for, as `--metric` takes them."""
     private: bool
     """Whether pictures are kept out of the cache, and blurred."""
     hidden: bool
@@ -192,7 +194,8 @@ class Audit:
             sides=self._sides(),
             sampling=sampling,
             judge=self.judge or suite.judge,
-            brief=dataclasses.replace(suite.brief, home=_home(self.base)),
+            brief=self._brief(suite, plan),
+            metrics=plan.metrics,
             private=suite.private,
             hidden=suite.private and not self.store_images,
             absent=plan.absent,
@@ -202,6 +205,15 @@ class Audit:
             request=request,
             patch=self.patch,
         )
+
+    def _brief(self, suite: Suite, plan: Plan) -> Brief:
+        labels = dict.fromkeys(a.label for i in plan.items for a in i.asks)
+        return dataclasses.replace(suite.brief, asked=tuple(labels), home=_home(self.base))
+
+    def seat(self) -> tuple[str, Brief]:
+        """Who would judge, as `seated` takes it, without deciding anything else. Raises BadRequest, UnknownName."""
+        suite, _, plan = self.outline()
+        return self.judge or suite.judge, self._brief(suite, plan)
 
     def _spec(self, request: Request, items: tuple[Item, ...], sampling: Sampling) -> Spec:
         return Spec(

@@ -32,6 +32,12 @@ class Judging:
         versions = self.panel.versions
         return [r for r in self.records if r.key == versions.record(r.side, r.image)]
 
+    def void_failed(self, gallery: Gallery) -> None:
+        """Take out of force what failed in an earlier run: it is tried again."""
+        for record in self.mine():
+            if record.side == gallery.side.name and record.state == "error":
+                self.records.void(record.key, "it failed, and is tried again")
+
     def failed(self, gallery: Gallery, items: Iterable[Item], why: Mapping[str, str]) -> None:
         """Images that could not be drawn stand in the records as ERROR. why: the reason, by key."""
         bad = [(i, gallery.key(i.shot)) for i in items]
@@ -40,12 +46,6 @@ class Judging:
             self._record(gallery, item, key, "", finding) for item, key, finding in lost
             if self._key(gallery, key) not in self.records
         )  # fmt: skip
-
-    def void_errors(self, side: str) -> None:
-        """What failed before is tried again: an error is no verdict on a picture."""
-        for record in self.mine():
-            if record.side == side and record.state == "error":
-                self.records.void(record.key, "it failed and is tried again")
 
     def judge(self, gallery: Gallery, items: Iterable[Item], work: Work) -> int:
         """One record an image that is kept; returns how many were judged. Judged images are not judged again."""

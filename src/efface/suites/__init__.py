@@ -56,6 +56,8 @@ class Plan:
     """Roles that are NA, with the reason."""
     not_measured: tuple[str, ...] = ()
     """What else is not measured."""
+    metrics: tuple[str, ...] = ()
+    """Metrics that the suite is made for, as `--metric` takes them."""
 
 
 class Suite(Protocol):

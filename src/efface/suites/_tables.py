@@ -10,7 +10,7 @@ from efface.errors import BadRequest, WrongFile
 from efface.gallery.shot import Ask, Item, Shot
 from efface.prompts.tables import Row, missing_seeds, read_rows
 
-__all__ = ["Row", "Table", "read_table"]
+__all__ = ["Row", "Table", "patterns", "read_table"]
 
 
 @dataclass(frozen=True)
@@ -52,3 +52,8 @@ def read_table(file: Path | None, headerless: bool = False) -> Table:
     if file is None:
         raise BadRequest("this suite reads a file of yours; name it with --set file=PATH (docs/suites.md)")
     return Table(Path(file), read_rows(Path(file), headerless))
+
+
+def patterns(text: str) -> tuple[str, ...]:
+    """`A,B` -> A and B, without blanks."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

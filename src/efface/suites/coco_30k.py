@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from efface.errors import BadRequest
 from efface.gallery.shot import Ask
 from efface.judges.panel import PLAIN, Brief
-from efface.request import Request
+from efface.request import Request, forms_of
 from efface.suites import Known, Plan, merged
 from efface.suites._tables import Row, read_table
 
@@ -48,8 +48,9 @@ class Coco30k:
 
 
 def _names(row: Row, words: list[str]) -> bool:
-    """Whether a caption holds one of the words as a whole word."""
-    return any(re.search(rf"(?<!\w){re.escape(w)}(?!\w)", row.prompt, re.IGNORECASE) for w in words)
+    """Whether a caption holds one of the words as a whole word, in the singular, plural or possessive."""
+    forms = {form for word in words for form in forms_of(word)}
+    return any(re.search(rf"(?<!\w){re.escape(w)}(?:['\u2019]s?)?(?!\w)", row.prompt, re.IGNORECASE) for w in forms)
 
 
 PLUGIN = Coco30k

@@ -51,9 +51,10 @@ class UnlearnCanvas:
                         Ask(_role(thing, asked, "target", "other"), thing))  # fmt: skip
                 text = f"A {thing} image in {style} style."
                 made += [Item(Shot(text, seed), asks) for seed in self._seeds()]
-        return Plan(
-            tuple(made), {}, (f"{len(styles)} styles x {len(objects)} objects", "attacks: this suite runs none")
-        )
+        said = (f"{len(styles)} styles x {len(objects)} objects", "attacks: this suite runs none")
+        erased = {a.role for item in made for a in item.asks} & {"style", "target"}
+        kinds = [kind for kind, role in (("style", "style"), ("object", "target")) if role in erased]
+        return Plan(tuple(made), {}, said, tuple(f"unlearning:kind={kind}" for kind in kinds))
 
     def _names(self) -> tuple[list[str], list[str]]:
         if self.folder is not None:
