@@ -244,3 +244,5 @@ def test_a_rate_of_everything_is_bounded_whatever_the_sizes_round_to() -> None:
         assert found.estimate == found.high == 1
         assert 0 < found.low < 1
         assert cluster_rate(0 * sizes, sizes, draw()).low == 0
+        assert cluster_paired_difference(sizes, 0 * sizes, sizes, draw(), draws=50).high == 1
+        assert cluster_paired_difference(0 * sizes, sizes, sizes, draw(), draws=50).low == -1

@@ -146,7 +146,8 @@ def cluster_paired_difference(
     n = sizes.sum()
     worth = effective_n(sizes, intraclass_correlation(b - c, b + c, sizes))
     low, high = cluster_bootstrap(b - c, sizes, generator, draws, level)
-    score = tango(worth * b.sum() / n, worth * c.sum() / n, worth, level)
+    lost = min(worth * b.sum() / n, worth)  # all of them, but for a rounding error
+    score = tango(lost, min(worth * c.sum() / n, worth - lost), worth, level)
     found = _wider(Interval(float(low), float(high)), Interval(score.low, score.high))
     return _clustered((b - c).sum() / n, found, sizes, worth)
 
