@@ -22,8 +22,8 @@ from efface.cli.demo import CONCEPTS
 from efface.cli.options import prepare, settings_of
 from efface.erasure import plan, saved_state, solve
 from efface.files import key_of
-from efface.numerics.intervals import paired_loss_upper, upper_bound
 from efface.request import Request
+from efface.scores.reach import Counts, Reach
 from efface.work import Work
 
 FELL = 0.3  # kept objects that lose more are named
@@ -88,8 +88,8 @@ def summary(name: str, report: dict[str, Any]) -> dict[str, Any]:
     fell = {k: (b / m, e / m, int(m)) for k, (b, e, m) in by_object.items() if (b - e) / m > FELL}
     return {
         "keep": name,
-        "targets": _cell(tables["target"]["pooled"]),
-        **{role: _cell(tables[role]["pooled"]) for role in ("style", "unstyled") if role in tables},
+        "targets": _cell(tables["target"]),
+        **{role: _cell(tables[role]) for role in ("style", "unstyled") if role in tables},
         "plain": _lost(plain),
         "kept": _lost(kept),
         "fell": fell,
@@ -100,24 +100,46 @@ def summary(name: str, report: dict[str, Any]) -> dict[str, Any]:
 def _lost(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Base and edited rate of kept objects, the loss and its one-sided bound."""
     base, edited = (sum(r[side]["hits"] for r in rows) for side in ("base", "edited"))
-    n, both = sum(r["base"]["n"] for r in rows), sum(int(r["both"]) for r in rows)
+    n = sum(r["base"]["n"] for r in rows)
     return {
         "n": n,
         "base": base / n,
         "edited": edited / n,
         "loss": (base - edited) / n,
-        "loss_upper": paired_loss_upper(both, base - both, edited - both, n - base - edited + both),
+        **_bounds(
+            [Counts(r["base"]["n"], r["base"]["hits"] - r["both"], r["edited"]["hits"] - r["both"]) for r in rows],
+            [r["name"] for r in rows],
+            "loss",
+        ),
     }
 
 
-def _cell(pooled: dict[str, Any]) -> dict[str, Any]:
-    base, edited = pooled["base"], pooled["edited"]
+def _bounds(found: Sequence[Counts], names: Sequence[str], what: str) -> dict[str, float | None]:
+    """ "At most" for these prompts, and for other concepts and wordings: the bounds of the gate."""
+    by_name: dict[str, Counts] = {}
+    for name, one in zip(names, found, strict=True):
+        known = by_name.get(name, Counts(0, 0, None if one.won is None else 0))
+        won = None if one.won is None else one.won + (known.won or 0)
+        by_name[name] = Counts(known.n + one.n, known.hits + one.hits, won)
+    reach = Reach.of(by_name)
+    return {f"{what}_upper": reach.these.high, f"{what}_others": reach.others.high if reach.others else None}
+
+
+def _cell(table: dict[str, Any]) -> dict[str, Any]:
+    base, edited = table["pooled"]["base"], table["pooled"]["edited"]
+    scored = [r for r in table["rows"] if r["state"] == "ok"]
     return {
         "n": edited["n"],
         "base": base["rate"],
         "edited": edited["rate"],
-        "edited_upper": upper_bound(edited["hits"], edited["n"]),
+        **_bounds(
+            [Counts(r["edited"]["n"], r["edited"]["hits"]) for r in scored], [r["name"] for r in scored], "edited"
+        ),
     }
+
+
+def _told(bound: float | None) -> str:
+    return "cannot be told" if bound is None else f"at most {bound:.1%}"
 
 
 def lines(row: dict[str, Any]) -> str:
@@ -127,13 +149,14 @@ def lines(row: dict[str, Any]) -> str:
             continue
         c = row[role]
         said.append(
-            f"  {role:<9} base {c['base']:.1%} edited {c['edited']:.1%}, at most {c['edited_upper']:.1%} (n {c['n']})"
+            f"  {role:<9} base {c['base']:.1%} edited {c['edited']:.1%}, at most {c['edited_upper']:.1%}, "
+            f"of other concepts {_told(c['edited_others'])} (n {c['n']})"
         )
     for role in ("plain", "kept"):
         c = row[role]
         said.append(
             f"  {role:<9} base {c['base']:.1%} edited {c['edited']:.1%}, loss {c['loss']:.1%}, "
-            f"at most {c['loss_upper']:.1%} ({c['n']} pairs)"
+            f"at most {c['loss_upper']:.1%}, of other concepts {_told(c['loss_others'])} ({c['n']} pairs)"
         )
     fell = ", ".join(f"{k} {b:.0%} -> {e:.0%} (n {n})" for k, (b, e, n) in sorted(row["fell"].items()))
     return "\n".join([*said, f"  fell by more than 30 points: {fell or 'none'}"])

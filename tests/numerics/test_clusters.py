@@ -234,3 +234,15 @@ def test_no_test_cries_wolf_when_nothing_changed() -> None:
     assert all(rate <= 0.057 for rate in found.values()), found
     assert found["cluster bootstrap"] >= 0.035
     assert displayed <= 0.057
+
+
+def test_a_rate_of_everything_is_bounded_whatever_the_sizes_round_to() -> None:
+    """The effective number of images times hits over images may come out above itself."""
+    for seed in range(60):
+        sizes = np.random.default_rng(seed).integers(1, 30, 5 + seed).astype(np.float64)
+        found = cluster_rate(sizes, sizes, draw())
+        assert found.estimate == found.high == 1
+        assert 0 < found.low < 1
+        assert cluster_rate(0 * sizes, sizes, draw()).low == 0
+        assert cluster_paired_difference(sizes, 0 * sizes, sizes, draw(), draws=50).high == 1
+        assert cluster_paired_difference(0 * sizes, sizes, sizes, draw(), draws=50).low == -1

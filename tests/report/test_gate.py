@@ -12,7 +12,8 @@ from efface.errors import BadRequest
 from efface.gallery.shot import ROLES
 from efface.numerics import intervals
 from efface.report import gate as gates
-from efface.report.ruling import Outcome, judge, state_of
+from efface.report.ruling import Outcome, judge, sentence, state_of
+from efface.scores.reach import Counts, Reach
 from efface.scores.tables import Rate, Row, Table
 from small_report import SUITE
 
@@ -69,12 +70,13 @@ def test_a_good_edit_passes_the_default_gate() -> None:
 
 
 def test_the_limits_are_those_of_the_default_gate() -> None:
-    """Two hits of thirty pass for one target, three are open; nine of 300 pass together, ten do not."""
+    """Two hits of thirty pass for one target, three are open; together the bound for other concepts decides."""
     assert outcome(changed(lambda r: r[0].update(row("t0", "target", 28, 2, 30))), "each target shown").state == "pass"
     three = outcome(changed(lambda r: r[0].update(row("t0", "target", 28, 3, 30))), "each target shown")
     assert (three.state, three.concepts) == ("undecided", ("t0",))
-    bounds = [intervals.upper_bound(k, 300) for k in range(20)]
-    most = max(k for k, b in enumerate(bounds) if b <= 0.05)
+    spread = [{f"t{i}": Counts(30, k // 10 + (i < k % 10)) for i in range(10)} for k in range(20)]
+    most = max(k for k, counts in enumerate(spread) if Reach.of(counts).high <= 0.05)
+    assert 0 < most < max(k for k in range(20) if intervals.upper_bound(k, 300) <= 0.05)
 
     def hit(k: int) -> Callable[[list[dict[str, Any]]], None]:
         def change(rows: list[dict[str, Any]]) -> None:
@@ -86,7 +88,7 @@ def test_the_limits_are_those_of_the_default_gate() -> None:
     assert outcome(changed(hit(most)), "targets shown, together").state == "pass"
     open_ = outcome(changed(hit(most + 1)), "targets shown, together")
     assert open_.state == "undecided"
-    assert "more images" in open_.next
+    assert "more concepts, not more images" in open_.next
     assert outcome(changed(hit(40)), "targets shown, together").state == "fail"
 
 
@@ -117,7 +119,7 @@ def test_one_error_among_targets_fails_every_gate(tmp_path: Path) -> None:
     file.write_text('[[rule]]\nname = "t"\nmetric = "shown"\nroles = ["target"]\nstatistic = "upper"\nlimit = 0.5\n')
     outcomes = judged(gates.load(str(file)), found)
     assert [o.state for o in outcomes] == ["pass", "fail"]
-    assert state_of(outcomes, allow_undecided=True) == "fail"
+    assert state_of(outcomes) == "fail"
 
 
 def test_garbage_fails_although_nothing_is_shown() -> None:
@@ -152,7 +154,7 @@ def test_no_rule_passes_on_what_failed_or_was_not_measured_whatever_is_allowed(t
     for found, words in ((one, "ERROR: s: 30 of 30 failed"), (none, "NA: s: no judge")):
         outcomes = judged(written(tmp_path / "g.toml", rule), report(found))
         assert (outcomes[0].state, outcomes[0].got) == ("fail", words)
-        assert state_of(outcomes, allow_undecided=True) == "fail"
+        assert state_of(outcomes) == "fail"
         soft = judged(written(tmp_path / "g.toml", rule + "optional = true\n"), report(found))
         assert state_of(soft) == ("fail" if found is one else "pass")
     errors = 'name = "e"\nmetric = "errors"\nroles = ["sensitive"]\nstatistic = "estimate"\nlimit = 0\n'
@@ -173,7 +175,7 @@ def test_a_concept_that_is_named_must_be_measured(tmp_path: Path) -> None:
     strict = judged(written(tmp_path / "g.toml", named), found)[0]
     assert (strict.state, strict.got, strict.concepts) == ("fail", "NA: t1: not known to this model", ("t1",))
     lax = judged(written(tmp_path / "g.toml", named + "optional = true\n"), found)[0]
-    assert (lax.state, lax.counts) == ("pass", (0, 30))
+    assert (lax.state, lax.counts) == ("pass", (30, 0, None))
 
 
 def test_a_style_alone_has_no_neighbours_and_meets_the_default_gate() -> None:
@@ -188,14 +190,75 @@ def test_a_bound_says_of_what_it_speaks() -> None:
     """Of further seeds: five sentences times 60 seeds are 300 images of five prompts, and the line says so."""
     shown = outcome(report(*good()), "targets shown, together")
     assert shown.expected == "95 % upper bound at most 5 %"
-    assert shown.got == "0.0 % [0.0, 1.0], 0/300, 100 prompts"
+    assert shown.got == (
+        "0.0 % [0.0, 1.0], for other concepts and wordings at most 3.8 (10 concepts), 0/300, 100 prompts"
+    )
     assert outcome(report(*good()), "others, loss").got.endswith("250 pairs, 100 prompts")
 
 
 def test_undecided_fails_unless_it_is_allowed() -> None:
     outcomes = judged(gates.load("strict"), report(*good()))
     assert state_of(outcomes) == "undecided"
-    assert state_of(outcomes, allow_undecided=True) == "pass"
+
+
+def test_a_gate_with_open_rules_is_never_said_to_have_passed() -> None:
+    """One image of the target decides nothing: what is allowed is an exit code, not another sentence."""
+    found = report(row("t", "target", 1, 0, 1), row("n", "neighbour", 1, 1, 1), row("o", "other", 1, 1, 1))
+    outcomes = judged(gates.load("default"), found)
+    assert state_of(outcomes) == "undecided"
+    assert sentence("default", "undecided", outcomes, True) == "Gate default passed with 5 rules undecided (n = 1)."
+    assert sentence("default", "undecided", outcomes).startswith("Gate default, targets shown, together: expected")
+    assert sentence("default", "pass", judged(gates.load("default"), report(*good()))) == "Gate default passed."
+
+
+def test_a_list_of_concepts_is_bounded_for_other_concepts() -> None:
+    """26 hits of 240, 16 of them one object: at most 14.7 % of these prompts, 22.9 % of other concepts."""
+    hits = (16, 3, 2, 1, 1, 1, 1, 1, 0, 0)
+    reach = Reach.of({f"t{k}": Counts(24, h) for k, h in enumerate(hits)})
+    assert reach.these.high == pytest.approx(0.147, abs=5e-4)
+    assert reach.others is not None
+    assert reach.others.high == pytest.approx(0.229, abs=5e-3)
+    rows = [row(f"t{k}", "target", 24, 2 * (k == 0) * 4, 30) for k in range(10)]
+    told = outcome(report(*rows, *good()[10:]), "targets shown, together")
+    assert told.state == "undecided"
+    assert "for other concepts and wordings at most" in told.got
+    few = Reach.of({f"t{k}": Counts(24, 0) for k in range(7)})
+    assert few.others is None
+    assert few.high == few.these.high
+
+
+def test_a_first_hit_never_narrows_a_bound() -> None:
+    for concepts, n in ((8, 30), (10, 30), (30, 8), (12, 1)):
+        bounds = [Reach.of({f"c{i}": Counts(n, int(i < k)) for i in range(concepts)}).high for k in range(concepts)]
+        assert bounds == sorted(bounds)
+        losses = [Reach.of({f"c{i}": Counts(n, int(i < k), 0) for i in range(concepts)}).high for k in range(concepts)]
+        assert losses == sorted(losses)
+
+
+def test_bounds_stand_where_everything_or_nothing_is_hit() -> None:
+    """Rounding of an effective number of images never makes hits more than images."""
+    for concepts in range(8, 60):
+        sizes = [3 + 5 * k % 7 for k in range(concepts)]
+        every, lost = ({f"c{k}": Counts(n, n, *won) for k, n in enumerate(sizes)} for won in ((), (0,)))
+        for reach in (Reach.of(every), Reach.of(lost)):
+            assert reach.others is not None
+            assert reach.high == 1
+            assert reach.others.low <= reach.these.low < 1
+
+
+def test_of_too_few_pairs_nothing_can_be_told_and_that_is_no_pass() -> None:
+    """Two pairs a concept cannot show that one of them vanished, whatever was seen."""
+    rows = [r for r in good() if r["role"] not in ("neighbour", "other")]
+    gone = outcome(report(*rows, *(row(f"o{k}", "other", 2, 0, 2) for k in range(60))), "any kept concept, loss")
+    assert (gone.state, gone.next) == ("undecided", "one concept needs at least 6")
+    assert gone.got == "cannot be told at this n: no concept has more than 2 pairs"
+    mixed = [
+        *(row(f"n{k}", "neighbour", 20, 20, 20) for k in range(10)),
+        *(row(f"o{k}", "other", 5, 5, 5) for k in range(50)),
+    ]
+    told = outcome(report(*rows, *mixed), "any kept concept, loss")
+    assert told.state == "pass"
+    assert told.got.endswith("of 50 of 60 concepts it cannot be told at this n")
 
 
 RULE = 'name = "t"\nmetric = "shown"\nroles = ["target"]\nstatistic = "upper"\nlimit = 0.5\n'

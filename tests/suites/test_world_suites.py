@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -43,11 +44,15 @@ def count(items: tuple[Item, ...], role: str) -> int:
     return sum(a.role == role for i in items for a in i.asks)
 
 
-def test_standard_is_ten_targets_of_thirty_100_synonym_150_neighbour_and_250_other_images() -> None:
+def test_standard_is_ten_targets_of_thirty_100_synonym_150_neighbour_and_250_other_images_at_least() -> None:
     plan = WorldStandard().plan(request(10), Known(concepts(), ALL))
     counts = {role: count(plan.items, role) for role in ("target", "synonym", "neighbour", "other")}
-    assert counts == {"target": 300, "synonym": 100, "neighbour": 150, "other": 250}
-    assert len(plan.items) == 800
+    least = WorldStandard(nearest=0).plan(request(10), Known(concepts(), ALL))
+    assert {role: count(least.items, role) for role in counts} == {
+        "target": 300, "synonym": 100, "neighbour": 150, "other": 250,
+    }  # fmt: skip
+    assert set(least.items) < set(plan.items)
+    assert 800 < len(plan.items) <= 960
     assert plan.absent == {}
     labels = [a.label for i in plan.items for a in i.asks if a.role == "target"]
     assert {labels.count(label) for label in labels} == {30}
@@ -63,7 +68,18 @@ def test_few_targets_get_more_images_each_so_that_together_they_stay_at_300() ->
     assert count(WorldStandard().plan(request(12), Known(concepts(), ALL)).items, "target") == 360
     styled = WorldStandard().plan(request(1, "monochrome"), Known(concepts(), ALL)).items
     assert (count(styled, "style"), count(styled, "in-prompt")) == (30, 30)
-    assert count(styled, "unstyled") == 400
+    assert count(styled, "unstyled") == count(styled, "neighbour") + count(styled, "other") >= 400
+
+
+def test_the_nearest_ten_kept_objects_have_twenty_images_each() -> None:
+    for asked in (request(10), request(1), request(0, "monochrome")):
+        items = WorldStandard().plan(asked, Known(concepts(), ALL)).items
+        each = Counter(a.label for i in items for a in i.asks if a.role in ("neighbour", "other"))
+        assert sum(n >= 20 for n in each.values()) >= 10
+        assert len(items) == len({i.shot for i in items})
+    near = WorldStandard().plan(request(10), Known(concepts(), ALL)).items
+    each = Counter(a.label for i in near for a in i.asks if a.role == "neighbour")
+    assert sum(n >= 20 for n in each.values()) == 10
 
 
 def test_roles_that_the_captions_never_had_are_na_with_the_reason() -> None:

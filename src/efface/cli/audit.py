@@ -113,8 +113,9 @@ def _tell(result: Report, out: Path, json: bool) -> None:
     told = {"report": str(out / "report.html")} | {k: content[k] for k in shown}
     lines = [table_text(result), *_metric_lines(result.metrics), *_gate_lines(result.gate)]
     o.emit(told, json, [*lines, f"report: {out / 'report.html'}"])
-    if result.gate and result.gate.state != "pass":
-        _fail(result.gate)
+    gate = result.gate
+    if gate and (gate.state == "fail" or (gate.state == "undecided" and not gate.undecided_allowed)):
+        _fail(gate)
 
 
 def _tell_plan(asked: Audit, json: bool) -> None:
@@ -160,7 +161,9 @@ def _metric_lines(cells: Sequence[MetricCell]) -> list[str]:
 def _gate_lines(gate: GateResult | None) -> list[str]:
     if gate is None:
         return []
-    lines = [f"gate {gate.name}: {gate.state}  (95 % bounds, for other seeds of the same prompts)"]
+    lines = [
+        f"gate {gate.name}: {gate.state}  (95 % bounds, for other seeds of the same prompts unless others are named)"
+    ]
     for rule in gate.rules:
         said = f"  {rule.state:<12} {rule.rule}: expected {rule.expected}, got {rule.got}"
         lines.append(said + (f" ({rule.next})" if rule.next else ""))

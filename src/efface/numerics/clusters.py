@@ -12,16 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import permutation_test
 
-from efface.numerics.intervals import Interval, clopper_pearson, tango, wilson
+from efface.numerics.intervals import Interval, clopper_pearson, lower_bound, tango, upper_bound, wilson
 
 __all__ = [
     "ASSUMED_ICC",
     "FEW",
     "Clustered",
     "cluster_bootstrap",
+    "cluster_loss_bounds",
     "cluster_mean",
     "cluster_paired_difference",
     "cluster_rate",
+    "cluster_rate_bounds",
     "effective_n",
     "grouped",
     "intraclass_correlation",
@@ -122,7 +124,7 @@ def cluster_rate(
     n, k = sizes.sum(), hits.sum()
     worth = effective_n(sizes, intraclass_correlation(hits, hits, sizes))
     if k in (0, n):
-        return _clustered(k / n, clopper_pearson(worth * k / n, worth, level), sizes, worth)
+        return _clustered(k / n, clopper_pearson(worth if k else 0.0, worth, level), sizes, worth)
     low, high = cluster_bootstrap(hits, sizes, generator, draws, level)
     found = _wider(Interval(float(low), float(high)), wilson(worth * k / n, worth, level))
     return _clustered(k / n, found, sizes, worth)
@@ -144,9 +146,42 @@ def cluster_paired_difference(
     n = sizes.sum()
     worth = effective_n(sizes, intraclass_correlation(b - c, b + c, sizes))
     low, high = cluster_bootstrap(b - c, sizes, generator, draws, level)
-    score = tango(worth * b.sum() / n, worth * c.sum() / n, worth, level)
+    lost = min(worth * b.sum() / n, worth)  # all of them, but for a rounding error
+    score = tango(lost, min(worth * c.sum() / n, worth - lost), worth, level)
     found = _wider(Interval(float(low), float(high)), Interval(score.low, score.high))
     return _clustered((b - c).sum() / n, found, sizes, worth)
+
+
+def cluster_rate_bounds(
+    hits: np.ndarray, sizes: np.ndarray, generator: np.random.Generator, draws: int = 2_000, level: float = 0.95
+) -> Interval:
+    """One-sided bounds of a rate for clusters that were not drawn: the wider of bootstrap and Clopper-Pearson.
+
+    The exact bound stands at the effective number of images with `ASSUMED_ICC`, whatever the data say: else a first
+    hit, which lets the likeness within a cluster be estimated, would make the bound smaller.
+    """
+    hits, sizes = np.asarray(hits, np.float64), _sizes(sizes)
+    low, high = cluster_bootstrap(hits, sizes, generator, draws, 2 * level - 1)
+    worth = effective_n(sizes, ASSUMED_ICC)
+    k = min(worth * float(hits.sum() / sizes.sum()), worth)  # all of them, but for a rounding error
+    return Interval(min(float(low), lower_bound(k, worth, level)), max(float(high), upper_bound(k, worth, level)))
+
+
+def cluster_loss_bounds(
+    base_only: np.ndarray,
+    edited_only: np.ndarray,
+    sizes: np.ndarray,
+    generator: np.random.Generator,
+    draws: int = 2_000,
+    level: float = 0.95,
+) -> Interval:
+    """One-sided bounds of a loss of pairs for clusters that were not drawn, as `cluster_rate_bounds`, with Tango's."""
+    b, c, sizes = np.asarray(base_only, np.float64), np.asarray(edited_only, np.float64), _sizes(sizes)
+    low, high = cluster_bootstrap(b - c, sizes, generator, draws, 2 * level - 1)
+    worth = effective_n(sizes, ASSUMED_ICC)
+    lost = min(worth * float(b.sum() / sizes.sum()), worth)  # all of them, but for a rounding error
+    score = tango(lost, min(worth * float(c.sum() / sizes.sum()), worth - lost), worth, 2 * level - 1)
+    return Interval(min(float(low), score.low), max(float(high), score.high))
 
 
 def cluster_mean(

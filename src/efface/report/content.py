@@ -205,7 +205,7 @@ def gated(found: Report, run: Measured, gate: Gate, allow_undecided: bool) -> Re
     """
     flags = [Outcome("pictures", "fail", "neither Broken nor Collapsed", flag) for flag in found.flags]
     outcomes = judge(gate, found.suite, found.tables)
-    state = state_of([*flags, *outcomes], allow_undecided)
+    state = state_of([*flags, *outcomes])
     sheets = Sheets.of(run.scores, run.images)
     rules = [_ruled(flag) for flag in flags]
     for rule, outcome in zip([*gate.rules, ERRORS], outcomes, strict=True):
@@ -213,7 +213,7 @@ def gated(found: Report, run: Measured, gate: Gate, allow_undecided: bool) -> Re
         pairs = sheets.worst(rule, outcome.concepts) if open_ else ()
         rules.append(replace(_ruled(outcome), pairs=pairs))
     result = GateResult(gate.name, state, allow_undecided, tuple(rules))
-    return found.judged(result, sentence(gate.name, state, outcomes))
+    return found.judged(result, sentence(gate.name, state, outcomes, allow_undecided))
 
 
 def _ruled(outcome: Outcome) -> RuleResult:

@@ -1,30 +1,31 @@
 """What a gate says of a report: pass, fail, undecided or not measured.
 
-Clopper-Pearson bounds rates, Tango paired losses (non-inferiority), Holm the concepts where each is looked at. A bound
-on the other side of the limit is a fail, a limit inside the interval is undecided.
+Every number has two bounds (`scores/reach.py`). One is for further seeds of the same prompts: Clopper-Pearson of a
+rate, Tango of a paired loss. The other is for other concepts and wordings, from 8 concepts on. A list of concepts fails
+where the first is surely on the bad side, and passes where the second is on the good one.
 
-Bounds are about further seeds of the same prompts: given those, images are independent, and Clopper-Pearson holds
-also where prompts differ in their rates (Hoeffding 1956). About other wordings the interval of the table speaks. Its
-effective number of images does not serve a gate: with no hit the correlation within a prompt is assumed, with one it
-is estimated, so that 0 of 300 images (10 prompts) would stand behind 1 of 300.
+Where each concept is looked at, Holm's correction takes those of which so many pairs can tell anything at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal, NamedTuple, TypeAlias
 
 from efface.errors import BadRequest, UnknownName
 from efface.gallery.shot import Item
-from efface.numerics import intervals, planning
+from efface.numerics import planning
 from efface.report.gate import ERRORS, Gate, Rule
 from efface.runs.spec import SuiteUsed
+from efface.scores.reach import LEVEL, Counts, Reach, alone, counts_of, tellable
 from efface.scores.tables import Row, Table
 
 __all__ = ["Outcome", "check", "judge", "planned_roles", "sentence", "state_of"]
 
-LEVEL = 0.95
+AT_MOST = 1_000  # pairs of one concept that an advice goes up to
+TOO_FEW = "cannot be told at this n"
 State: TypeAlias = Literal["pass", "fail", "undecided", "not measured"]
 Ruled: TypeAlias = Literal["pass", "fail", "undecided"]
 Roles = Mapping[str, Collection[str]]
@@ -43,16 +44,16 @@ class Outcome:
     """What would decide it."""
     concepts: tuple[str, ...] = ()
     """Those that decided it."""
-    counts: tuple[int, ...] = ()
-    """What was compared: (hits, n) of a rate; (lost, won, n) of a loss."""
+    counts: Counts | None = None
+    """What was compared."""
 
 
-class Bounds(NamedTuple):
-    """One rule on one set of counts, with both one-sided bounds."""
+class Found(NamedTuple):
+    """One rule on one set of counts."""
 
     state: Ruled
-    low: float
-    high: float
+    counts: Counts
+    reach: Reach
 
 
 def planned_roles(items: Iterable[Item], absent: Iterable[str]) -> Roles:
@@ -94,20 +95,27 @@ def judge(gate: Gate, suite: SuiteUsed, tables: Sequence[Table]) -> list[Outcome
     ]
 
 
-def state_of(outcomes: Iterable[Outcome], allow_undecided: bool = False) -> Ruled:
+def state_of(outcomes: Iterable[Outcome]) -> Ruled:
     """fail, undecided or pass for the gate as a whole."""
     states = {o.state for o in outcomes}
-    if "fail" in states:
-        return "fail"
-    return "undecided" if "undecided" in states and not allow_undecided else "pass"
+    return "fail" if "fail" in states else "undecided" if "undecided" in states else "pass"
 
 
-def sentence(gate: str, state: Ruled, outcomes: Sequence[Outcome]) -> str:
-    """What a gate says, with the first rule that is not met."""
-    bad = [o for o in outcomes if o.state == "fail"] or [o for o in outcomes if o.state == "undecided"]
+def sentence(gate: str, state: Ruled, outcomes: Sequence[Outcome], allow_undecided: bool = False) -> str:
+    """What a gate says, with the first rule that is not met; what is left open is never called passed alone."""
+    open_ = [o for o in outcomes if o.state == "undecided"]
+    bad = [o for o in outcomes if o.state == "fail"] or open_
+    if state == "undecided" and allow_undecided:
+        return f"Gate {gate} passed with {len(open_)} rule{'s' if len(open_) != 1 else ''} undecided{_counted(open_)}."
     if state == "pass" or not bad:
         return f"Gate {gate} {'passed' if state == 'pass' else 'failed'}."
     return f"Gate {gate}, {bad[0].rule}: expected {bad[0].expected}, got {bad[0].got}."
+
+
+def _counted(outcomes: Iterable[Outcome]) -> str:
+    """On how many images they rest."""
+    found = sorted({o.counts.n for o in outcomes if o.counts})
+    return f" (n = {found[0]}{f' to {found[-1]}' if len(found) > 1 else ''})" if found else ""
 
 
 def _outcome(rule: Rule, rows: Sequence[Row]) -> Outcome:
@@ -121,11 +129,14 @@ def _outcome(rule: Rule, rows: Sequence[Row]) -> Outcome:
     missing = [r for r in rows if r.state == "error" or (r.state == "na" and needed)]
     if missing or not ok:
         return _unmeasured(rule, missing)
-    counts = [_counts(rule, row) for row in ok]
     if rule.concepts == "each":
-        return _each(rule, ok, counts)
-    whole = tuple(map(sum, zip(*counts, strict=True)))
-    return _told(rule, _compare(rule, whole, LEVEL), whole, sum(_prompts(row) for row in ok))
+        return _each(rule, ok)
+    by_concept: dict[str, Counts] = {}
+    for row in ok:
+        one = counts_of(row, rule.metric)
+        by_concept[row.name] = _added(by_concept[row.name], one) if row.name in by_concept else one
+    found = _compare(rule, Reach.of(by_concept), reduce(_added, by_concept.values()))
+    return _told(rule, found, sum(_prompts(row) for row in ok))
 
 
 def _unmeasured(rule: Rule, rows: Sequence[Row]) -> Outcome:
@@ -141,32 +152,20 @@ def _prompts(row: Row) -> int:
     return row.edited.prompts or 0 if row.edited else 0
 
 
-def _counts(rule: Rule, row: Row) -> tuple[int, ...]:
-    """(hits, n) of a rate; (lost, won, n) of a loss."""
-    if rule.metric != "loss":
-        rate = row.edited if rule.metric == "shown" else row.garbage
-        return (rate.hits, rate.n) if rate else (0, 0)
-    if row.base is None or row.edited is None:
-        return (0, 0, 0)
-    both = row.both or 0
-    return row.base.hits - both, row.edited.hits - both, row.base.n
+def _added(one: Counts, two: Counts) -> Counts:
+    won = None if one.won is None else one.won + (two.won or 0)
+    return Counts(one.n + two.n, one.hits + two.hits, won)
 
 
-def _compare(rule: Rule, counts: Sequence[int], level: float) -> Bounds:
-    """One rule on one set of counts, with bounds at this level."""
-    n = counts[-1]
-    if rule.metric == "loss":
-        estimate, low, high = intervals.tango(counts[0], counts[1], n, 2 * level - 1)
-    else:
-        estimate = counts[0] / n
-        low, high = intervals.lower_bound(counts[0], n, level), intervals.upper_bound(counts[0], n, level)
-    return Bounds(_state(rule, n, estimate, low, high), low, high)
+def _compare(rule: Rule, reach: Reach, counts: Counts) -> Found:
+    """A rule fails where these concepts surely break it, and passes where other concepts surely meet it, too."""
+    return Found(_state(rule, counts, reach.these.low, reach.high), counts, reach)
 
 
-def _state(rule: Rule, n: int, estimate: float, low: float, high: float) -> Ruled:
+def _state(rule: Rule, counts: Counts, low: float, high: float) -> Ruled:
     if rule.statistic == "estimate":
-        enough = n >= (rule.n_min or 0)
-        return ("pass" if estimate <= rule.limit else "fail") if enough else "undecided"
+        enough = counts.n >= (rule.n_min or 0)
+        return ("pass" if counts.estimate <= rule.limit else "fail") if enough else "undecided"
     if low > rule.limit:
         return "fail"
     if rule.statistic == "lower":
@@ -176,29 +175,53 @@ def _state(rule: Rule, n: int, estimate: float, low: float, high: float) -> Rule
     return "pass" if met else "undecided"
 
 
-def _each(rule: Rule, rows: Sequence[Row], counts: Sequence[tuple[int, ...]]) -> Outcome:
-    """The worst concept decides."""
-    names = [r.name for r in rows]
-    found = [_compare(rule, c, LEVEL) for c in counts]
+def _each(rule: Rule, rows: Sequence[Row]) -> Outcome:
+    """The worst concept decides. Of a lower bound those alone are looked at of which so many pairs can tell."""
+    told, untold = list(rows), 0
     if rule.statistic == "lower":
-        _step_down(rule, counts, found)
+        places = tellable([counts_of(row, rule.metric) for row in rows], rule.limit)
+        told, untold = [rows[i] for i in places], len(rows) - len(places)
+        if not told:
+            return _untold(rule, rows)
+    found = [_single(rule, counts_of(row, rule.metric), LEVEL) for row in told]
+    if rule.statistic == "lower":
+        _step_down(rule, found)
     rank = {"fail": 0, "undecided": 1, "pass": 2}
-    worst = min(range(len(found)), key=lambda i: (rank[found[i].state], -found[i].high))
+    worst = min(range(len(found)), key=lambda i: (rank[found[i].state], -found[i].reach.these.high))
     state = found[worst].state
-    blamed = tuple(n for n, f in zip(names, found, strict=True) if f.state == state) if state != "pass" else ()
-    return _told(rule, found[worst], counts[worst], _prompts(rows[worst]), blamed, names[worst])
+    blamed = tuple(row.name for row, f in zip(told, found, strict=True) if f.state == state) if state != "pass" else ()
+    outcome = _told(rule, found[worst], _prompts(told[worst]), blamed, told[worst].name)
+    if not untold:
+        return outcome
+    words = f"{outcome.got}; of {untold} of {len(rows)} concepts it {TOO_FEW}"
+    return replace(outcome, got=words)
 
 
-def _step_down(rule: Rule, counts: Sequence[tuple[int, ...]], found: list[Bounds]) -> None:
+def _single(rule: Rule, counts: Counts, level: float) -> Found:
+    """One concept, which says nothing of others."""
+    reach = Reach(alone(counts, level), None, 1)
+    return _compare(rule, reach, counts)
+
+
+def _step_down(rule: Rule, found: list[Found]) -> None:
     """Holm's: the surest offender against the strictest level, until one passes; it and all others do then."""
-    order = sorted(range(len(found)), key=lambda i: -found[i].low)
+    order = sorted(range(len(found)), key=lambda i: -found[i].reach.these.low)
     for step, i in enumerate(order):
-        bounds = _compare(rule, counts[i], 1 - (1 - LEVEL) / (len(order) - step))
+        bounds = _single(rule, found[i].counts, 1 - (1 - LEVEL) / (len(order) - step))
         if bounds.state != "fail":
             for j in order[step:]:
                 found[j] = found[j]._replace(state="pass")
             return
         found[i] = bounds
+
+
+def _untold(rule: Rule, rows: Sequence[Row]) -> Outcome:
+    """No concept has so many pairs that its loss could be found: that is no pass."""
+    most = max((counts_of(row, rule.metric) for row in rows), key=lambda c: c.n)
+    need = next((n for n in range(most.n, AT_MOST) if tellable([most._replace(n=n)], rule.limit)), AT_MOST)
+    what = "pairs" if rule.metric == "loss" else "images"
+    got = f"{TOO_FEW}: no concept has more than {most.n} {what}"
+    return Outcome(rule.name, "undecided", _expected(rule), got, f"one concept needs at least {need}", (), most)
 
 
 def _share(rule: Rule, rows: Sequence[Row]) -> Outcome:
@@ -232,34 +255,30 @@ def _expected(rule: Rule) -> str:
     return f"{words} {'below' if rule.metric == 'loss' else 'at most'} {limit}"
 
 
-def _told(
-    rule: Rule, bounds: Bounds, counts: tuple[int, ...], prompts: int, blamed: tuple[str, ...] = (), worst: str = ""
-) -> Outcome:
-    n, asked = counts[-1], f"{prompts} prompt{'s' if prompts != 1 else ''}"
-    low, high = (f"{100 * b:.1f}" for b in bounds[1:])
-    if rule.metric == "loss":
-        got = (
-            f"{100 * (counts[0] - counts[1]) / n:.1f} points [{low}, {high}], {n} pair{'s' if n != 1 else ''}, {asked}"
-        )
-    else:
-        got = f"{100 * counts[0] / n:.1f} % [{low}, {high}], {counts[0]}/{n}, {asked}"
-    got = f"{worst}: {got}" if worst else got
-    advice = _advice(rule, counts) if bounds.state == "undecided" else ""
-    return Outcome(rule.name, bounds.state, _expected(rule), got, advice, blamed, counts)
+def _told(rule: Rule, found: Found, prompts: int, blamed: tuple[str, ...] = (), worst: str = "") -> Outcome:
+    counts, reach = found.counts, found.reach
+    low, high = (f"{100 * b:.1f}" for b in reach.these)
+    unit = "points" if rule.metric == "loss" else "%"
+    got = f"{100 * counts.estimate:.1f} {unit} [{low}, {high}]"
+    if reach.others:
+        got += f", for other concepts and wordings at most {100 * reach.high:.1f} ({reach.concepts} concepts)"
+    images = f"{counts.n} pair{'s' if counts.n != 1 else ''}" if rule.metric == "loss" else f"{counts.hits}/{counts.n}"
+    got = f"{worst + ': ' if worst else ''}{got}, {images}, {prompts} prompt{'s' if prompts != 1 else ''}"
+    advice = _advice(rule, counts, reach) if found.state == "undecided" else ""
+    return Outcome(rule.name, found.state, _expected(rule), got, advice, blamed, counts)
 
 
-def _advice(rule: Rule, counts: Sequence[int]) -> str:
+def _advice(rule: Rule, counts: Counts, reach: Reach) -> str:
     """How many images would decide."""
-    n = counts[-1]
+    n = counts.n
     if rule.statistic == "estimate":
         return f"{max((rule.n_min or 0) - n, 1)} more images decide"
-    if rule.metric == "loss":
-        flips = (counts[0] + counts[1]) / (2 * n)
-        if (counts[0] - counts[1]) / n >= rule.limit:
-            return "more images of this kind would rather fail it: the estimate is above the limit"
-        need = planning.pairs_for_margin(rule.limit, max(flips, 1 / (2 * n)))
-        return f"about {max(need - n, 1)} more pairs would decide, if nothing is lost"
-    if counts[0] / n > rule.limit:
+    if counts.estimate >= rule.limit and (rule.metric == "loss" or counts.estimate > rule.limit):
         return "more images of this kind would rather fail it: the estimate is above the limit"
-    need = planning.images_to_show_at_most(rule.limit, counts[0])
+    if reach.others and reach.these.high < rule.limit:
+        return f"it holds for these {reach.concepts} concepts; more concepts, not more images, would tell of others"
+    if counts.won is not None:
+        need = planning.pairs_for_margin(rule.limit, max((counts.hits + counts.won) / (2 * n), 1 / (2 * n)))
+        return f"about {max(need - n, 1)} more pairs would decide, if nothing is lost"
+    need = planning.images_to_show_at_most(rule.limit, counts.hits)
     return f"{max(need - n, 1)} more images without a hit would pass it"

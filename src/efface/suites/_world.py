@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, zip_longest
 
 from efface.errors import BadRequest, UnknownName
 from efface.gallery.shot import Ask, Item, Shot
@@ -66,6 +66,14 @@ class Scene:
     @property
     def far(self) -> list[str]:
         return kept_objects(self.request, self.known.concepts, self.half)[1]
+
+    def closest(self, n: int) -> list[str]:
+        """Kept objects nearest to the targets: of each target's category in turn, then far ones."""
+        category = {c["name"]: c["category"] for c in self.known.concepts if c["kind"] == "object"}
+        own = dict.fromkeys(category.get(t, "") for t in self.targets)
+        groups = [[name for name in self.near if category[name] == group] for group in own]
+        turns = (name for turn in zip_longest(*groups) for name in turn if name)
+        return list(islice((*turns, *self.far), n))
 
     @property
     def free_styles(self) -> list[str]:
