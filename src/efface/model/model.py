@@ -240,10 +240,11 @@ class Model:
             change.verify(self)
             if change.content_hash in (c.content_hash for c in self.changes):
                 raise BadRequest("this patch is in force already; undo it first, or scale it for another strength")
+        denoiser = self.network.denoiser  # open from here on: what is in force belongs to it
         new = {self.card.site(s).key: change.weight(s, self.weight(s)) for s in change.sites}
-        kept = {key: values(self.network.denoiser, key).detach().clone() for key in new}
+        kept = {key: values(denoiser, key).detach().clone() for key in new}
         for key, old in kept.items():
-            if not all(copy.equal(old) for copy in copies(self.network.denoiser, key)):
+            if not all(copy.equal(old) for copy in copies(denoiser, key)):
                 raise BadRequest(f"a fused layer holds other numbers than {key}; call unfuse_qkv_projections first")
         self._stack.append(_Applied(change, kept))
         self._write(new)
