@@ -131,11 +131,18 @@ class Folder:
         for name, config in found.items():
             if not config.values:
                 raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
-        named = self.index.get("scheduler")
-        if isinstance(named, list) and len(named) == 2 and named[1]:  # the pipeline takes the class that stands here
-            scheduler = found["scheduler"]
-            found["scheduler"] = Config(scheduler.where, {**scheduler.values, "_class_name": named[1]})
+        found["scheduler"] = self._scheduled(found["scheduler"])
         return found | {"index": Config(str(self.path / "model_index.json"), self.index)}
+
+    def _scheduled(self, scheduler: Config) -> Config:
+        """With the class that the index names, which is the one that the pipeline takes.
+
+        What claims to be no scheduler at all stays, for the family to refuse.
+        """
+        named, own = self.index.get("scheduler"), str(scheduler.values.get("_class_name", "Scheduler"))
+        if not (isinstance(named, list) and len(named) == 2 and named[1] and own.endswith("Scheduler")):
+            return scheduler
+        return Config(scheduler.where, {**scheduler.values, "_class_name": named[1]})
 
     @property
     def facts(self) -> Config:
