@@ -14,6 +14,7 @@ from efface.cli import options as o
 
 if TYPE_CHECKING:
     from efface.gallery.shot import Shot
+    from efface.model import Model
 
 NAME = "generate"
 
@@ -44,6 +45,7 @@ def command(
     asked = _asked(prompt or [], prompts, seeds, guidance)
     where = o.engine_named(engine, address)
     opened = o.opened(model, device, dtype, threads, offline)
+    _readable(opened, asked)
     from efface.files import new_folder
     from efface.gallery.drawing import Sampling, Side
     from efface.gallery.gallery import Gallery
@@ -93,6 +95,18 @@ def _asked(texts: list[str], file: Path | None, seeds: str | None, guidance: flo
         return numbers if row.seed is None or seeds is not None else [row.seed]
 
     return [[Shot(r.prompt, seed, r.guidance if guidance is None else None) for seed in of(r)] for r in rows]
+
+
+def _readable(model: Model, asked: list[list[Shot]]) -> None:
+    """Raises BadRequest for the first prompt that the model does not read to its end, before any is drawn."""
+    from efface.errors import BadRequest
+
+    for number, (shot, *_) in enumerate(asked, 1):
+        size, most = model.sizes(shot.prompt)
+        if size > most:
+            raise BadRequest(
+                f"prompt {number}, {shot.prompt[:60]!r}, has {size} tokens, the model reads {most}; shorten it"
+            )
 
 
 def _drawn(folder: Path) -> bool:

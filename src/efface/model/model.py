@@ -239,7 +239,7 @@ class Model:
         if not trusted:
             change.verify(self)
             if change.content_hash in (c.content_hash for c in self.changes):
-                raise BadRequest("this patch is in force already; undo it first, or scale it for another strength")
+                raise BadRequest("this patch is in force already; undo it first")
         denoiser = self.network.denoiser  # open from here on: what is in force belongs to it
         new = {self.card.site(s).key: change.weight(s, self.weight(s)) for s in change.sites}
         kept = {key: values(denoiser, key).detach().clone() for key in new}

@@ -16,6 +16,7 @@ __all__ = ["copies", "is_called", "refuse_adapters", "running_on", "unwrapped", 
 
 _WRAPPERS = ("_orig_mod", "module")  # what torch.compile and the data-parallel wrappers call the network inside
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_HOOKED = ("_hf_hook", "_diffusers_hook")  # of accelerate and diffusers, which call the layer's own forward in theirs
 _FUSED = {  # a layer that multiplies for several others, their rows one below the other
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_kv": ("to_k", "to_v"),
@@ -35,11 +36,13 @@ def unwrapped(part: object) -> object:
 
 
 def running_on(network: torch.nn.Module) -> torch.device:
-    """Where a network works: an offloaded one waits elsewhere."""
-    hook = getattr(network, "_hf_hook", None)
-    for one in (hook, *getattr(hook, "hooks", ())):
-        if (place := getattr(one, "execution_device", None)) is not None:
-            return torch.device(place)
+    """Where a network works: an offloaded one, or each layer of it, waits elsewhere."""
+    for module in network.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in (hook, *getattr(hook, "hooks", ())):
+            place = getattr(one, "execution_device", None)
+            if place is not None and torch.device(place).type != "meta":
+                return torch.device(place)
     return next(network.parameters()).device
 
 
@@ -62,6 +65,8 @@ def values(network: torch.nn.Module, key: str) -> torch.Tensor:
         raise BadRequest(f"the network has no layer {owner}; load the base that the patch names") from None
     if hasattr(module, "base_layer"):
         raise BadRequest(f"an adapter is loaded on {owner}; {_UNLOAD}")
+    if "forward" in vars(module) and not any(hasattr(module, mark) for mark in _HOOKED):
+        raise BadRequest(f"the forward of {owner} was replaced, so its weight may not be what runs; take it off")
     held = module._parameters.get(leaf)
     if held is None:
         raise BadRequest(

@@ -170,6 +170,11 @@ class Audit:
                 "base and edited model are the same; name the edited one and the one it was made from, "
                 "or declare a control with --control"
             )
+        if self.edited is not None and _sampler(self.base) != _sampler(self.edited):
+            raise BadRequest(
+                f"the models state different schedulers ({_sampler(self.base)[0]} and {_sampler(self.edited)[0]}, or "
+                "other settings of one), which would count as the edit; save the edited one with the base's scheduler"
+            )
 
     def outline(self) -> tuple[Suite, Request, Plan]:
         """The suite, the settled request, and what is drawn for it. Raises BadRequest, UnknownName."""
@@ -283,6 +288,12 @@ def request_of(patch: Patch) -> Request:
 def _concept(row: Mapping[str, object]) -> Concept:
     fields = dict(row) | {w: tuple(cast("list[str]", row[w])) for w in ("synonyms", "keep")}
     return Concept(**fields)  # pyright: ignore[reportArgumentType]
+
+
+def _sampler(model: Model) -> tuple[str, dict[str, object]]:
+    """Class and settings of a model's scheduler, what its configuration leaves out filled in."""
+    made = model.network.scheduler()
+    return type(made).__name__, {k: v for k, v in made.config.items() if not k.startswith("_")}
 
 
 def _home(model: Model) -> Path | None:
