@@ -155,7 +155,7 @@ def test_metrics_look_at_the_images_of_the_run_and_scores_follow_from_its_counts
     psnr = cells["pairs:measure=psnr", "psnr.other", "edited"]
     assert (psnr["state"], psnr["n"]) == ("na", others)
     assert "identical" in psnr["reason"]
-    assert cells["distribution", "KID-judge.base", "edited"]["n"] > 0
+    assert cells["distribution", "KID-world.base", "edited"]["n"] > 0
     assert cells["garbage", "target.garbage", "edited"]["hits"] == 0
     scores = {(s["score"], s["side"]): s["value"] for s in result["scores"]}
     assert scores["Overall", "edited"] == 1.0

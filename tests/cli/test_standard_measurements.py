@@ -218,7 +218,7 @@ def test_a_judge_of_styles_and_one_of_objects_give_ua_ira_and_cra(cli: Cli, tmp_
     lists = ("--set", f"styles={tmp_path / 'styles.txt'}", "--set", f"objects={tmp_path / 'objects.txt'}")
     judges = [f"styles=transformers-classifier:{styles}", f"objects=transformers-classifier:{objects}"]
     both = ("--judge", judges[0], "--judge", judges[1])
-    found = audited(cli, file, tmp_path / "run", "unlearncanvas", *lists, "--set", "seeds=188,288", *both)
+    found = audited(cli, file, tmp_path / "run", "unlearncanvas", *lists, "--set", "seeds=188,288,588,688", *both)
     three = {name: cell(found, name)["value"] for name in ("UA", "IRA", "CRA")}
     rates = {(t["role"], r["name"]): r["edited"]["rate"] for t in found["tables"] for r in t["rows"] if r["edited"]}
     assert rates == {

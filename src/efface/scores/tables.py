@@ -123,8 +123,8 @@ class Sweep:
 def tables(scores: Scores, labels: frozenset[str]) -> list[Table]:
     """One table a role, in the order of `ROLES`: a row a label, and the pooled row.
 
-    labels: what the panel can name; other labels are NA. A target that the base draws at < 50 % is NA, never a
-    success. Raises WrongFile for an image without a record.
+    labels: what the panel can name; other labels are NA. A target whose base rate may be below one half, by its
+    interval, is NA, never a success. Raises WrongFile for an image without a record.
     """
     by_role: dict[str, list[Pair]] = {}
     for pair in scores.pairs:
@@ -169,7 +169,7 @@ def _row(role: str, name: str, pairs: list[Pair], labels: frozenset[str]) -> Row
     row = _counted(role, name, pairs)
     if row.state != "ok" or role not in NAMED or row.base is None:
         return row
-    found = unknown(row.base.hits, row.base.n)
+    found = unknown(row.base.hits, row.base.n, row.base.low, row.base.high)
     if found.out:
         return replace(row, state="na", reason=found.words, loss=None, replaced=None, both=None)
     return replace(row, note=found.words)
