@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def warnings(self) -> list[str]:
-        """Targets that this model hardly draws; kept texts that the method does not read; names that look like lists."""
+        """Targets that this model hardly draws; kept texts that are not read; names that look like a list."""
         listed = {c["name"].casefold(): c for c in self.model.concepts}
         found = []
         for concept in self.request.concepts:
