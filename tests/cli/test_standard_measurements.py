@@ -16,12 +16,14 @@ from PIL import Image
 from efface import registry
 from efface.errors import BadRequest
 from efface.gallery.shot import Shot
-from efface.judges import torchmetrics_features
+from efface.judges import clip, torchmetrics_features
 from efface.judges.panel import Brief, RegionPanel, seated
 from efface.metrics.distribution import Distribution
 from efface.request import Request, forms_of
 from efface.scores.readings import Reading
+from efface.scores.records import Records
 from efface.suites import Known
+from small_judges import save_clip
 
 if TYPE_CHECKING:
     from conftest import Cli
@@ -159,6 +161,31 @@ def test_fid_to_real_pictures_comes_from_one_command(
                   *given, "--metric", "distribution:reference=real")  # fmt: skip
     assert refused.code == 2
     assert "--real" in refused.err
+
+
+def test_fid_and_clip_score_of_captions_come_from_one_command(
+    cli: Cli, patch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchmetrics_features, "_inception", Pool)
+    real = tmp_path / "real"
+    real.mkdir()
+    for k in range(3):
+        noise = np.random.default_rng(k).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(real / f"{k}.png")
+    two = ("--judge", f"clip:{save_clip(tmp_path / 'clip')}", "--judge", "torchmetrics-features")
+    found = audited(
+        cli, patch, tmp_path / "run", "coco-30k", "--set", f"file={prompts(tmp_path)}", *two, "--real", real
+    )
+    assert [cell(found, name)["state"] for name in ("FID.real", "KID-inception.real")] == ["ok", "ok"]
+    score = cell(found, "CLIP_coco")
+    said = [c["value"] for c in found["metrics"] if (c["name"], c["side"]) == ("CLIP.quality", "edited")]
+    assert (score["state"], score["n"], [score["value"]]) == ("ok", 2, said)
+    tower = clip.load(tmp_path / "clip")
+    edited = [r for r in Records(tmp_path / "run" / "records.jsonl") if r.side == "edited"]
+    drawn = [np.asarray(Image.open(next((tmp_path / "run").rglob(f"{r.image}.png")))) for r in edited]
+    vectors = tower.images(np.stack(drawn)), tower.texts([r.shot.prompt for r in edited])[0]
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in vectors]
+    assert score["value"] == pytest.approx(100 * (unit[0] * unit[1]).sum(1).mean(), abs=1e-3)
 
 
 def test_other_features_are_never_called_fid() -> None:
