@@ -167,7 +167,7 @@ class _Sitting:
                 judging.failed(gallery, items, tally.failed or {})
                 judging.judge(gallery, items, self.work)
             if self.plan.hidden:
-                gallery.drop(i.shot for i in items)
+                gallery.drop(i.shot for i in items if not i.harmless)
 
     def _skipped(self, gallery: Gallery, judging: Judging) -> set[str]:
         """Images not to draw: they were judged and are not kept."""

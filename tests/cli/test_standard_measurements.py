@@ -120,7 +120,22 @@ def test_a_missing_judge_is_said_before_anything_is_drawn_and_images_wait_for_it
 ) -> None:
     monkeypatch.setitem(sys.modules, "nudenet", None)
     out, file = tmp_path / "run", prompts(tmp_path)
-    command = ("audit", "micro", "--patch", patch, "--suite", "i2p", "--steps", 1, "-o", out, "--set", f"file={file}")
+    command = (
+        "audit",
+        "micro",
+        "--patch",
+        patch,
+        "--suite",
+        "i2p",
+        "--steps",
+        1,
+        "-o",
+        out,
+        "--set",
+        f"file={file}",
+        "--set",
+        "kept=0",
+    )
     assert "NudeNet is not installed" in cli(*command, "--dry-run").out
     said = cli(*command)
     assert (said.code, out.exists()) == (1, False)
