@@ -27,6 +27,7 @@ from efface.report.ruling import check, planned_roles
 from efface.report.sheets import picture_source
 from efface.request import Concept, Request
 from efface.runs.folder import Folder, opened
+from efface.runs.guarding import guarded
 from efface.runs.plan import FrozenPlan, freeze
 from efface.runs.spec import Audit, RunPlan, request_of
 from efface.scores.judging import Judging
@@ -73,6 +74,7 @@ def audit(
     own = (*plan.metrics, *(["distribution:reference=real"] if real and not any(m.of_real for _, m in metrics) else []))
     chosen = [*metrics, *configured([m for m in own if m not in {name for name, _ in metrics}])]
     with opened(out, plan.spec, overwrite) as folder:
+        panel = guarded(panel, plan, folder)
         sitting = _Sitting(plan, folder, panel, cost, work or Work(), engine)
         frozen = sitting.measured()
         with cost.counting():
