@@ -7,6 +7,7 @@ A run is a folder: `spec.json` (frozen), `plan.json`, `environment.json`, `recor
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efface.engines import Engine
-from efface.errors import BadRequest, Unavailable, UnknownName
+from efface.errors import BadRequest, EffaceWarning, Unavailable, UnknownName
 from efface.gallery.drawing import Shard, Tally
 from efface.gallery.gallery import Gallery
 from efface.gallery.shot import Item, Shot
@@ -70,6 +71,12 @@ def audit(
         raise Unavailable(
             f"{panel.why} Nothing was drawn: this suite's images are deleted once judged; "
             "with --store-images they are drawn now and judged by the same command later."
+        )
+    if panel.why:
+        warnings.warn(
+            f"{panel.why} Images are drawn and stored, and wait for the judge: the same command judges them later.",
+            EffaceWarning,
+            stacklevel=2,
         )
     own = (*plan.metrics, *(["distribution:reference=real"] if real and not any(m.of_real for _, m in metrics) else []))
     chosen = [*metrics, *configured([m for m in own if m not in {name for name, _ in metrics}])]

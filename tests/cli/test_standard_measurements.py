@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from efface import registry
-from efface.errors import BadRequest
+from efface.errors import BadRequest, EffaceWarning
 from efface.gallery.shot import Shot
 from efface.judges import clip, torchmetrics_features
 from efface.judges.panel import Brief, RegionPanel, seated
@@ -147,6 +147,26 @@ def test_a_missing_judge_is_said_before_anything_is_drawn_and_images_wait_for_it
     later = json.loads(cli(*command, "--store-images", "--quiet", "--json").out)
     assert later["cost"]["base images drawn"] == later["cost"]["edited images drawn"] == 0
     assert later["tables"][0]["rows"][0]["base"]["hits"] == 2
+
+
+def test_of_two_judges_a_missing_one_is_said_before_drawing_and_the_images_wait(cli: Cli, tmp_path: Path) -> None:
+    for name, text in (("styles", "Old_Photo\nSketch\n"), ("objects", "Dogs\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    file, out = tmp_path / "p.safetensors", tmp_path / "run"
+    assert cli("erase", "micro", "-c", "style:Old Photo", "--method", "uce", "-o", file, "--quiet").code == 0
+    styles, objects = classifier(tmp_path / "s", "Old_Photo", "Sketch"), tmp_path / "o"
+    command = ["audit", "micro", "--patch", file, "--suite", "unlearncanvas", "--steps", 1, "-o", out, "--quiet",
+               "--set", f"styles={tmp_path / 'styles.txt'}", "--set", f"objects={tmp_path / 'objects.txt'}",
+               "--judge", f"styles=transformers-classifier:{styles}", "--set", "seeds=1,2,3,4"]  # fmt: skip
+    missing = ["--judge", f"objects=transformers-classifier:{objects}", "--offline"]
+    assert "NA everything that is judged" in cli(*command, *missing, "--dry-run").out
+    assert not out.exists()
+    with pytest.warns(EffaceWarning, match="wait for the judge"):
+        assert cli(*command, *missing).code == 0
+    classifier(objects, "Dogs", "Cats")
+    later = json.loads(cli(*command, *missing, "--json").out)
+    assert later["cost"]["base images drawn"] == later["cost"]["edited images drawn"] == 0
+    assert cell(later, "CRA")["value"] == 1
 
 
 # --- distances between sets ------------------------------------------------------------------------------------------
