@@ -192,6 +192,7 @@ def test_fid_to_real_pictures_comes_from_one_command(
     found = audited(cli, patch, tmp_path / "run", "coco-30k", *given, "--real", real)
     fid, kid = cell(found, "FID.real"), cell(found, "KID-inception.real")
     assert (fid["state"], kid["state"], fid["n"]) == ("ok", "ok", 2)
+    assert "too few images: no interval" in fid["note"]
     refused = cli("audit", "micro", "--patch", patch, "--suite", "coco-30k", "--steps", 1, "-o", tmp_path / "run",
                   *given, "--metric", "distribution:reference=real")  # fmt: skip
     assert refused.code == 2
