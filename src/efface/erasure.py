@@ -19,6 +19,7 @@ from efface.evidence.gather import gather
 from efface.evidence.needs import Needs
 from efface.files import VERSION, cache_folder, key_of
 from efface.model import Model, load
+from efface.model.devices import exact
 from efface.numerics.intervals import wilson
 from efface.numerics.shares import KNOWN_AT_LEAST
 from efface.patch import Answer, Patch
@@ -201,7 +202,8 @@ def solve(made: Plan, work: Work | None = None, cache: Path | None = None) -> Pa
         )
     evidence = gather(made.model, made.needs, work, cache)
     work.check()
-    answer = made.method.solve(made.model, evidence, made.request, work)
+    with exact():
+        answer = made.method.solve(made.model, evidence, made.request, work)
     work.check()
     bare = Patch(answer.edits)
     bare.check()
@@ -221,6 +223,8 @@ def _recipe(made: Plan, answer: Answer) -> dict[str, Any]:
         "numbers": answer.numbers,
         "judge": made.needs.judge,
     }
+    if in_force := [c.content_hash for c in made.model.changes]:
+        recipe["over"] = in_force
     return json.loads(json.dumps(recipe, allow_nan=False))  # as it will be read back
 
 

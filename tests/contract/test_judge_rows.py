@@ -110,7 +110,7 @@ def test_a_picture_is_judged_alike_alone_in_a_batch_and_again(name: str, seat: C
     assert together == panel.findings(some, asked)
     for one, among in zip(alone, together, strict=True):
         assert (one.state, one.garbage, one.hits) == ("ok", among.garbage, among.hits)
-        assert one.values == pytest.approx(among.values, abs=1e-4)
+        assert one.values == pytest.approx(among.values, rel=0, abs=1e-5)
 
 
 @every_row

@@ -68,6 +68,17 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 GUARDS = ("negative-prompt",)  # they change no weight
 every_weight_row = pytest.mark.parametrize("row", [r for r in ROWS if r.method not in GUARDS], ids=str)
 every_method = pytest.mark.parametrize("method", METHODS)
+QUICK = "kscu-world"  # of the rows that train or draw, the one whose long laws stay in the fast tier
+
+
+def _slow_if(long: bool) -> Any:
+    return pytest.mark.slow if long else ()
+
+
+every_row_at_length = pytest.mark.parametrize(
+    "row", [pytest.param(r, marks=_slow_if(bool(r.budget) and str(r) != QUICK), id=str(r)) for r in ROWS]
+)
+"""Of laws that solve several times: rows that train or draw are slow, but for one."""
 
 
 @cache
@@ -143,7 +154,7 @@ def test_a_setting_is_written_by_its_path_or_by_its_own_name(method: str) -> Non
         assert {path[-1] for path in ways.values()} <= set(ways)  # no name stands twice in this project's methods
 
 
-@every_row
+@every_row_at_length
 def test_the_denoiser_is_opened_only_where_the_method_says_so(row: Row, tiny: Model) -> None:
     needs = plan(tiny, CONCEPTS, KEEP, row.method, row.preset).needs
     row.erase(tiny)
@@ -153,7 +164,7 @@ def test_the_denoiser_is_opened_only_where_the_method_says_so(row: Row, tiny: Mo
 # --- solving -------------------------------------------------------------------------------------------------------
 
 
-@every_row
+@every_row_at_length
 def test_the_model_is_bit_equal_after_solve(row: Row) -> None:
     model = efface.load(make_pipe())
     before = all_bits(model)
@@ -197,7 +208,7 @@ class Counts(Work):
         super().check()
 
 
-@every_row
+@every_row_at_length
 def test_cancelled_anywhere_and_resumed_the_patch_is_the_same(row: Row, tmp_path: Path) -> None:
     """Each with a cache of its own: what is in the cache is not drawn again, so a second run has fewer checks."""
     model = efface.load(make_pipe())
@@ -216,7 +227,7 @@ def test_cancelled_anywhere_and_resumed_the_patch_is_the_same(row: Row, tmp_path
     assert row.erase(model, work=stopped, cache=tmp_path / "stopped").to_bytes() == wanted
 
 
-@every_row
+@every_row_at_length
 def test_same_seed_same_bytes(row: Row, tiny_folder: Path) -> None:
     one, two = (row.erase(efface.load(tiny_folder, "cpu"), seed=3) for _ in range(2))
     assert one.to_bytes() == two.to_bytes()
@@ -310,7 +321,7 @@ def test_save_then_load_is_exact(row: Row, tmp_path: Path) -> None:
         assert found.weight(site, weight).equal(patch.weight(site, weight))
 
 
-@every_row
+@every_row_at_length
 def test_the_recipe_repeats_the_patch(row: Row) -> None:
     recipe = json.loads(json.dumps(_patch(row).recipe))
     known = {f.name for f in dataclasses.fields(row.values)}
@@ -322,7 +333,7 @@ def test_the_recipe_repeats_the_patch(row: Row) -> None:
     assert again.to_bytes() == _patch(row).to_bytes()
 
 
-@every_row
+@every_row_at_length
 def test_order_of_concepts_and_of_kept_texts_does_not_matter(row: Row) -> None:
     model = efface.load(make_pipe())
     turned = row.erase(model, CONCEPTS[::-1], KEEP[::-1])
@@ -380,7 +391,9 @@ def test_a_wrong_request_raises_and_names_the_field(method: str, case: str, tiny
 # --- the bundled model -----------------------------------------------------------------------------------------------
 
 
-@every_method
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=_slow_if(any(r.budget for r in ROWS if r.method == m))) for m in METHODS]
+)
 def test_the_promises_hold_on_mini(method: str, mini: Model, tmp_path: Path) -> None:
     before, row = all_bits(mini), Row(method, mini.card.preset)
     patch = row.erase(mini, ["cat", "noto style"], ["dog"])

@@ -33,7 +33,7 @@ from efface.scores.tables import Loss
 from efface.work import seed_of
 from tiny_world import Paint, categories, make_world, named, paint, pictures, small, zero_patch
 
-SETTINGS = (("targets", 8), ("all_targets", 16), ("synonyms", 0), ("neighbours", 12), ("others", 20), ("pairs", 0))
+SETTINGS = (("targets", 8), ("all_targets", 16), ("synonyms", 0), ("neighbours", 12), ("others", 20), ("nearest", 0))
 
 
 def keeps(item: Item) -> np.ndarray:

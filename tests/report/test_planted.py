@@ -69,6 +69,7 @@ def planted(plan: tuple[Item, ...], seed: int, ruined: str = "") -> Outcome:
     return next(o for o in outcomes if o.rule == RULE)
 
 
+@pytest.mark.slow
 def test_an_edit_that_ruins_one_kept_concept_is_found_in_nine_of_ten_seeds(plan: tuple[Item, ...]) -> None:
     names = nearest(plan)
     assert len(names) == 10
@@ -77,6 +78,7 @@ def test_an_edit_that_ruins_one_kept_concept_is_found_in_nine_of_ten_seeds(plan:
     assert sum(hits) >= 9
 
 
+@pytest.mark.slow
 def test_an_unchanged_model_is_blamed_in_at_most_one_of_twenty_seeds(plan: tuple[Item, ...]) -> None:
     found = [planted(plan, 100 + seed) for seed in range(20)]
     assert sum(o.state != "pass" for o in found) <= 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,20 @@ States = Callable[[Any], tuple[torch.Tensor, ...]]
 
 
 def ids_of(net: Parts, tokenizer: str, text: str) -> list[int]:
-    """Token ids of a text with its ends, neither cut nor padded."""
-    return list(net.part(tokenizer)(text, truncation=False, add_special_tokens=True).input_ids)
+    """Token ids of a text with its ends, neither cut nor padded; a token of several vectors stands for all of them."""
+    reader = net.part(tokenizer)
+    ids = list(reader(text, truncation=False, add_special_tokens=True).input_ids)
+    added: dict[str, int] = reader.get_added_vocab()
+    names = {number: name for name, number in added.items()}
+    return [one for number in ids for one in (number, *_further(names.get(number), added))]
+
+
+def _further(name: str | None, added: Mapping[str, int]) -> Iterator[int]:
+    """The tokens `NAME_1`, `NAME_2` ... that pipelines say after an added token NAME."""
+    for count in itertools.count(1):
+        if name is None or f"{name}_{count}" not in added:
+            return
+        yield added[f"{name}_{count}"]
 
 
 def clip_sizes(net: Parts, tokenizer: str, text: str, length: int) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,7 +16,7 @@ from efface.model.config import Config
 from efface.model.family import Part, Parts, Scheduler, Seat
 from efface.model.text import Context
 
-__all__ = ["SCHEDULERS", "UNET", "UNetFamily", "latent_of", "sites"]
+__all__ = ["SCHEDULERS", "UNET", "UNetFamily", "latent_of", "sites", "waves"]
 
 UNET = Part("unet", (("diffusers", "UNet2DConditionModel"),))
 SCHEDULERS = (
@@ -83,6 +84,13 @@ def latent_of(name: str, unet: Config, vae: Config, extra: Config) -> tuple[tupl
     return (takes, size[0] // factor, size[1] // factor), size
 
 
+def waves(number: float, width: int) -> torch.Tensor:
+    """(1, width): a number as sines and cosines of falling frequency, as latent consistency models are told theirs."""
+    half = width // 2
+    angles = 1000 * number * torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
+
+
 class UNetFamily:
     """Steps of a diffusion sampler, the U-Net's call, the VAE, and where rules sit."""
 
@@ -96,8 +104,12 @@ class UNetFamily:
     }
 
     def told(self, net: Parts, context: Context, guidance: float) -> Context:
-        """The context as it is: guidance compares two rows."""
-        return context
+        """The context as it is, guidance compares two rows; with the guidance in it where the U-Net reads that."""
+        config: Any = net.denoiser.config
+        if not (width := config.time_cond_proj_dim):
+            return context
+        rows = waves(guidance - 1, int(width)).to(net.device, net.dtype).repeat(len(context), 1)
+        return Context({**context.tensors, "guidance": rows})
 
     def times(self, net: Parts, scheduler: Scheduler, steps: int) -> torch.Tensor:
         """The scheduler's timesteps."""
@@ -110,7 +122,8 @@ class UNetFamily:
 
     def predict(self, net: Parts, x: torch.Tensor, time: torch.Tensor, context: Context) -> torch.Tensor:
         """(r, c, h, w) -> (r, c, h, w)."""
-        return net.denoiser(x, time, **self.arguments(context)).sample
+        told = context.tensors.get("guidance")
+        return net.denoiser(x, time, timestep_cond=told, **self.arguments(context)).sample
 
     def arguments(self, context: Context) -> dict[str, object]:
         """How the U-Net is told its text."""

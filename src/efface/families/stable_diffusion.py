@@ -58,6 +58,7 @@ class StableDiffusion(UNetFamily):
             guidance=extra.number("guidance", 7.5),
             preset=extra.text("preset", "efface"),
             captions=extra.texts("captions"),
+            blank="nothing" if unet.values.get("time_cond_proj_dim") else "text",
         )
 
     def embedding(self, stream: Stream) -> tuple[str, tuple[str, ...]]:
@@ -87,7 +88,8 @@ class StableDiffusion(UNetFamily):
         return Context({"rows": torch.stack([t.streams["text"].rows for t in texts])})
 
     def sides(self, net: Parts, prompts: Sequence[str], guided: bool) -> tuple[Context, Context | None]:
-        """The unconditional side is the empty text."""
+        """The unconditional side is the empty text; there is none where the U-Net reads the guidance itself."""
+        guided = guided and net.card.blank != "nothing"
         blank, *texts = net.encode(["", *prompts])
         return self.context(net, texts), self.context(net, [blank]) if guided else None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -78,3 +80,13 @@ def dtype_of(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
     if dtype not in known:
         raise UnknownName("dtype", dtype, known)
     return known[dtype]
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """With autocast off, whatever the caller switched on: numbers are those of the dtype that was asked for."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

@@ -22,6 +22,7 @@ from efface.model import sampler
 from efface.model.card import Card
 from efface.model.network import Network
 from efface.model.places import Call, Rule
+from efface.model.reach import copies, values
 from efface.model.sampler import Tap
 from efface.model.sources import Folder, Pipeline
 from efface.model.text import Encoded
@@ -185,7 +186,7 @@ class Model:
         Raises UnknownName, WrongFile.
         """
         key, net = self.card.site(site).key, self.network
-        tensor = net.parameters[key].detach() if net.opened else net.stored(site).to(self.dtype)
+        tensor = values(net.denoiser, key).detach() if net.opened else net.stored(site).to(self.dtype)
         if not bool(torch.isfinite(tensor).all()):
             raise WrongFile(f"{self.card.name} holds NaN or infinity at {site}; use an undamaged copy of the model")
         return tensor
@@ -231,18 +232,22 @@ class Model:
     # --- changes in force -------------------------------------------------------------------------------------------
 
     def push(self, change: Change, trusted: bool = False) -> None:
-        """Write a change over what is in force. Raises WrongBase; then nothing was written.
+        """Write a change over what is in force. Raises WrongBase, BadRequest; then nothing was written.
 
         trusted: the base was verified already.
         """
         if not trusted:
             change.verify(self)
-        parameters = self.network.parameters
+            if change.content_hash in (c.content_hash for c in self.changes):
+                raise BadRequest("this patch is in force already; undo it first, or scale it for another strength")
+        denoiser = self.network.denoiser  # open from here on: what is in force belongs to it
         new = {self.card.site(s).key: change.weight(s, self.weight(s)) for s in change.sites}
-        self._stack.append(_Applied(change, {k: parameters[k].detach().clone() for k in new}))
-        with torch.no_grad():
-            for key, value in new.items():
-                parameters[key].copy_(value)
+        kept = {key: values(denoiser, key).detach().clone() for key in new}
+        for key, old in kept.items():
+            if not all(copy.equal(old) for copy in copies(denoiser, key)):
+                raise BadRequest(f"a fused layer holds other numbers than {key}; call unfuse_qkv_projections first")
+        self._stack.append(_Applied(change, kept))
+        self._write(new)
 
     def pop(self, change: Change) -> None:
         """Take the top change off. Raises WrongBase if it is another one or none was applied in this process."""
@@ -252,9 +257,14 @@ class Model:
             )
         if self._stack[-1].change.hash != change.hash:
             raise WrongBase("another patch was applied after this one; undo that one first")
+        self._write(self._stack.pop().kept)
+
+    def _write(self, new: Mapping[str, torch.Tensor]) -> None:
+        """Into the weights by key, and into the fused layers that multiply in their place."""
         with torch.no_grad():
-            for key, value in self._stack.pop().kept.items():
-                self.network.parameters[key].copy_(value)
+            for key, value in new.items():
+                for held in (values(self.network.denoiser, key), *copies(self.network.denoiser, key)):
+                    held.copy_(value)
 
     @property
     def changes(self) -> tuple[Change, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +10,9 @@ import torch
 from efface.errors import BadRequest
 from efface.model.card import Card
 from efface.model.config import sentences
+from efface.model.devices import exact
 from efface.model.family import Family
+from efface.model.reach import values
 from efface.model.sources import Folder, Pipeline
 from efface.model.text import Context, Encoded
 
@@ -55,23 +56,18 @@ class Network:
         """The module that holds a site's weight."""
         return self.denoiser.get_submodule(site)
 
-    @cached_property
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The denoiser's parameters by key."""
-        return dict(self.denoiser.named_parameters())
-
     def stored(self, site: str) -> torch.Tensor:
         """The weight of a site as the source holds it, without opening the denoiser where it is a folder."""
         key = self.card.site(site).key
         if isinstance(self.source, Pipeline):
-            return self.parameters[key].detach()
+            return values(self.denoiser, key).detach()
         return self.source.tensor(self.family.parts[0].name, (key,))
 
     def embeddings(self, stream: str) -> torch.Tensor:
         """The token embedding of a stream as the source holds it."""
         part, keys = self.family.embedding(self.card.stream(stream))
         if isinstance(self.source, Pipeline):
-            return self.part(part).get_input_embeddings().weight.detach()
+            return values(self.part(part).get_input_embeddings(), "weight").detach()
         return self.source.tensor(part, keys)
 
     def scheduler(self, name: str | None = None) -> Any:
@@ -97,7 +93,8 @@ class Network:
             size, most = self.family.sizes(self, text)
             if size > most:
                 raise BadRequest(f"the text {text[:60]!r} has {size} tokens, the model reads {most}; shorten it")
-        return self.family.encode(self, texts, whole)
+        with exact():
+            return self.family.encode(self, texts, whole)
 
     def context(self, texts: Sequence[str]) -> Context:
         """One row a text, on the network's device and in its dtype."""
@@ -118,4 +115,5 @@ class Network:
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Latents -> pictures (n, 3, height, width) in [-1, 1], float32."""
-        return self.family.decode(self, x)
+        with exact():
+            return self.family.decode(self, x)

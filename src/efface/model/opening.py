@@ -11,6 +11,7 @@ from efface.model.config import sentences
 from efface.model.devices import device_of, dtype_of
 from efface.model.model import Model
 from efface.model.network import Network
+from efface.model.reach import running_on
 from efface.model.recognise import family_of_index, family_of_pipeline
 from efface.model.sources import Folder, Pipeline, locate
 
@@ -31,7 +32,7 @@ def load(
         family = family_of_pipeline(target)
         source: Folder | Pipeline = Pipeline(target, family)
         denoiser = source.part(family.parts[0].name, torch.device("cpu"), torch.float32)
-        place, kind = denoiser.device, denoiser.dtype
+        place, kind = running_on(denoiser), denoiser.dtype
         card = family.card(source.name, source.configs(), source.facts)
         return Model(Network(card, family, source, torch.device(place), kind))
     place = device_of(device)

@@ -7,6 +7,7 @@ from typing import Any
 
 from efface.errors import Unavailable
 from efface.model.family import Family, Part
+from efface.model.reach import unwrapped
 from efface.registry import find, names
 
 __all__ = ["family_of_index", "family_of_pipeline"]
@@ -27,7 +28,23 @@ def family_of_index(index: Mapping[str, Any], where: str) -> Family:
 def family_of_pipeline(pipe: Any) -> Family:
     """From the user's own pipeline. Raises Unavailable for what is none, and for one of no known family."""
     inherited = tuple(c.__name__ for c in type(pipe).__mro__)
-    return _family(inherited, lambda part: type(getattr(pipe, part, None)).__name__, type(pipe).__name__)
+    family = _family(inherited, lambda part: _called(pipe, part), type(pipe).__name__)
+    for part in family.parts:
+        _refuse_other(part, type(unwrapped(getattr(pipe, part.name, None))))
+    return family
+
+
+def _called(pipe: Any, part: str) -> str:
+    return type(unwrapped(getattr(pipe, part, None))).__name__
+
+
+def _refuse_other(part: Part, found: type) -> None:
+    """Raise Unavailable for a part with weights whose class is none of the family's, nor made from one."""
+    known = {name for _, name in part.classes}
+    if part.weighed and found is not type(None) and not known & {c.__name__ for c in found.__mro__}:
+        raise Unavailable(
+            f"part {part.name} is of class {found.__name__}, expected {' or '.join(sorted(known))}; use another model"
+        )
 
 
 def _family(classes: tuple[str, ...], named: Callable[[str], str], where: str) -> Family:

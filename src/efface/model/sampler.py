@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from efface.errors import EffaceError
+from efface.errors import BadRequest, EffaceError
+from efface.model.devices import exact
 from efface.model.network import Network
 from efface.model.places import Call, Prediction, Rows, Rule, Step
+from efface.model.reach import is_called
 from efface.model.text import Context
 from efface.work import Work
 
@@ -49,7 +51,8 @@ def walk(
         times = net.family.times(net, scheduler, call.steps)
         noise, generators = net.noise(seeds)
         x = net.family.start(net, noise, scheduler)
-        extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        given = {"generator": generators, "eta": 0.0}  # as pipelines hand them to every scheduler that takes them
+        extra = {k: v for k, v in given.items() if k in inspect.signature(scheduler.step).parameters}
         acting = _Rules(call, rules)
         rows = acting.prompt(_rows(call))
         pointer = _Pointer()
@@ -58,7 +61,7 @@ def walk(
             work.check()
             step = Step(index, float(time), rows.roles, rows.images)
             pointer.step = step
-            with torch.inference_mode():
+            with torch.inference_mode(), exact():
                 scaled = _scaled(scheduler, x, time)[list(rows.images)]  # (r, ...)
                 said = net.predict(_laid_out(scaled), time, rows.context)
                 guided = acting.prediction(step, Prediction(said, _guide(said, rows, call.guidance)))
@@ -156,6 +159,8 @@ def _hooks(net: Network, rules: _Rules, taps: Mapping[str, Tap], pointer: _Point
             def told(_: torch.nn.Module, given: Any, out: Any) -> Any:
                 return hook(given[0], out)
 
+            if not is_called(net.denoiser, name):
+                raise BadRequest(f"{name} is fused with others, so it cannot be watched; unfuse_qkv_projections first")
             stack.callback(net.module(name).register_forward_hook(told).remove)
 
         for site, tap in taps.items():

@@ -15,6 +15,7 @@ from packaging.version import Version
 from efface.errors import Unavailable, WrongFile, nearest
 from efface.model.config import Config, bounded, sentences
 from efface.model.family import Family, Part
+from efface.model.reach import refuse_adapters, unwrapped
 from efface.model.recognise import family_of_index
 from efface.untrusted import plain_name, refuse_code, short
 from efface.untrusted.documents import read_json
@@ -34,19 +35,25 @@ class Pipeline:
 
     @property
     def name(self) -> str:
-        """The folder that the pipeline was loaded from, by the bundled name where it is one."""
-        return _known_as(self._folder.path) if self._folder else "pipeline"
+        """The folder that the pipeline was loaded from, by the bundled name where it is one; else its hub id."""
+        if self._folder:
+            return _known_as(self._folder.path)
+        origin = str(getattr(self.pipe.config, "_name_or_path", "") or "")
+        return origin if re.fullmatch(r"[\w.-]+/[\w.-]+", origin) else "pipeline"
 
     def has(self, name: str) -> bool:
         """Whether it has a part of the family."""
         return getattr(self.pipe, name, None) is not None
 
     def part(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
-        return getattr(self.pipe, name, None)
+        part = unwrapped(getattr(self.pipe, name, None))
+        if isinstance(part, torch.nn.Module) and name != self._family.parts[0].name:
+            refuse_adapters(part, name)  # those of the denoiser matter at the edited layers alone
+        return part
 
     def configs(self) -> dict[str, Config]:
         parts = (p.name for p in self._family.parts if p.weighed and self.has(p.name))
-        found = {name: _config_of(getattr(self.pipe, name)) for name in parts}
+        found = {name: _config_of(unwrapped(getattr(self.pipe, name))) for name in parts}
         found["scheduler"] = dict(self.pipe.scheduler.config) | {"_class_name": type(self.pipe.scheduler).__name__}
         found["index"] = dict(self.pipe.config)
         return {name: Config(f"the pipeline's {name}", values) for name, values in found.items()}
@@ -124,7 +131,18 @@ class Folder:
         for name, config in found.items():
             if not config.values:
                 raise WrongFile(f"{self.path} is no complete diffusers folder: it lacks the configuration of {name}")
+        found["scheduler"] = self._scheduled(found["scheduler"])
         return found | {"index": Config(str(self.path / "model_index.json"), self.index)}
+
+    def _scheduled(self, scheduler: Config) -> Config:
+        """With the class that the index names, which is the one that the pipeline takes.
+
+        What claims to be no scheduler at all stays, for the family to refuse.
+        """
+        named, own = self.index.get("scheduler"), str(scheduler.values.get("_class_name", "Scheduler"))
+        if not (isinstance(named, list) and len(named) == 2 and named[1] and own.endswith("Scheduler")):
+            return scheduler
+        return Config(scheduler.where, {**scheduler.values, "_class_name": named[1]})
 
     @property
     def facts(self) -> Config:
@@ -233,15 +251,35 @@ def locate(target: str, offline: bool) -> tuple[Path, str]:
     if path.is_file():
         if path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
             raise WrongFile(f"{path} is a pickle, which can run code; convert it to a diffusers folder first")
-        raise WrongFile(
-            f"{path} is a single file; save it as a folder first: from_single_file(...) of its diffusers "
-            "pipeline, then save_pretrained(FOLDER)"
-        )
+        raise WrongFile(f"{path} is {_single(path)}")
     if target.count("/") == 1 and not target.startswith((".", "/", "~")):
         return _fetch(target, offline), target
     close = nearest(target, world.models())
     hint = f"did you mean {close[0]!r}?" if close else f"bundled models are {', '.join(world.models())}"
     raise WrongFile(f"there is no model {target!r}: neither a bundled name, a folder nor a hub id; {hint}")
+
+
+def _single(path: Path) -> str:
+    """What a single file is, by the names of its tensors, and what to do with it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as opened:
+            keys = list(opened.keys())
+    except (SafetensorError, OSError):
+        keys = []
+    if any(".lora_" in key or ".lokr_" in key or ".hada_" in key for key in keys):
+        return "an adapter (LoRA), no model; fuse it into its base, then save_pretrained(FOLDER)"
+    whole = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+    if keys and not any(key.startswith(whole) for key in keys):
+        return (
+            f"a part of a model, {len(keys)} tensors without a text encoder; load them into the base pipeline, "
+            "then save_pretrained(FOLDER)"
+        )
+    return (
+        "a single file; save it as a folder first: from_single_file(...) of its diffusers pipeline, "
+        "then save_pretrained(FOLDER)"
+    )
 
 
 def _fetch(hub_id: str, offline: bool) -> Path:
@@ -268,4 +306,7 @@ def _fetch(hub_id: str, offline: bool) -> Path:
         raise
     except Exception as error:
         how = "it is not in the local cache and --offline was given" if offline else type(error).__name__
-        raise Unavailable(f"the model {hub_id!r} cannot be fetched ({how}); download it and pass its folder") from None
+        raise Unavailable(
+            f"there is no folder {hub_id!r} here, and as a hub id it cannot be fetched ({how}); "
+            "check the path, or download the model and pass its folder"
+        ) from None

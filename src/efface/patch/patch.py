@@ -113,6 +113,12 @@ class Patch:
 
     def verify(self, model: Model) -> None:
         """Raise WrongBase unless the patch was made for this model."""
+        over, in_force = self.recipe.get("over"), [c.content_hash for c in model.changes]
+        if over and over != in_force:
+            raise WrongBase(
+                f"the patch was made with other patches in force ({', '.join(map(str, over))[:80]}); "
+                "apply those first, in this order, and no others"
+            )
         expected = self.base.get("parts")
         if not expected:
             return

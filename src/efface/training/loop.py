@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from efface.errors import BadRequest, Cancelled, EffaceError, NothingChanged
 from efface.model.devices import Team
+from efface.model.reach import is_called
 from efface.model.text import Context
 from efface.patch import Dense, Edit, LowRank
 
@@ -125,6 +126,8 @@ class Net:
 
     def _module_of(self, key: str) -> tuple[nn.Module, str]:
         name, _, leaf = key.rpartition(".")
+        if not is_called(self.network, name):
+            raise BadRequest(f"{name} is fused with others, so it cannot be trained; call unfuse_qkv_projections first")
         return self.network.get_submodule(name), leaf
 
     def _copies(self, dtype: torch.dtype) -> dict[str, nn.Parameter]:
