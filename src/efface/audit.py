@@ -7,6 +7,7 @@ A run is a folder: `spec.json` (frozen), `plan.json`, `environment.json`, `recor
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efface.engines import Engine
-from efface.errors import BadRequest, Unavailable, UnknownName
+from efface.errors import BadRequest, EffaceWarning, Unavailable, UnknownName
 from efface.gallery.drawing import Shard, Tally
 from efface.gallery.gallery import Gallery
 from efface.gallery.shot import Item, Shot
@@ -27,6 +28,7 @@ from efface.report.ruling import check, planned_roles
 from efface.report.sheets import picture_source
 from efface.request import Concept, Request
 from efface.runs.folder import Folder, opened
+from efface.runs.guarding import guarded
 from efface.runs.plan import FrozenPlan, freeze
 from efface.runs.spec import Audit, RunPlan, request_of
 from efface.scores.judging import Judging
@@ -70,9 +72,16 @@ def audit(
             f"{panel.why} Nothing was drawn: this suite's images are deleted once judged; "
             "with --store-images they are drawn now and judged by the same command later."
         )
+    if panel.why:
+        warnings.warn(
+            f"{panel.why} Images are drawn and stored, and wait for the judge: the same command judges them later.",
+            EffaceWarning,
+            stacklevel=2,
+        )
     own = (*plan.metrics, *(["distribution:reference=real"] if real and not any(m.of_real for _, m in metrics) else []))
     chosen = [*metrics, *configured([m for m in own if m not in {name for name, _ in metrics}])]
     with opened(out, plan.spec, overwrite) as folder:
+        panel = guarded(panel, plan, folder)
         sitting = _Sitting(plan, folder, panel, cost, work or Work(), engine)
         frozen = sitting.measured()
         with cost.counting():
@@ -167,7 +176,7 @@ class _Sitting:
                 judging.failed(gallery, items, tally.failed or {})
                 judging.judge(gallery, items, self.work)
             if self.plan.hidden:
-                gallery.drop(i.shot for i in items)
+                gallery.drop(i.shot for i in items if not i.harmless)
 
     def _skipped(self, gallery: Gallery, judging: Judging) -> set[str]:
         """Images not to draw: they were judged and are not kept."""

@@ -20,14 +20,14 @@ from efface.evidence.needs import Needs
 from efface.files import VERSION, cache_folder, key_of
 from efface.model import Model, load
 from efface.model.devices import exact
+from efface.numerics.intervals import wilson
+from efface.numerics.shares import KNOWN_AT_LEAST
 from efface.patch import Answer, Patch
 from efface.registry import choose, resolve
 from efface.request import Concept, Request
 from efface.work import Work
 
 __all__ = ["Plan", "erase", "plan", "saved_state", "solve", "state_folder"]
-
-KNOWN_AT_LEAST = 0.5  # a target that the base draws less often is "not known to this model"
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,24 @@ class Plan:
 
     @property
     def warnings(self) -> list[str]:
-        """Targets that this model hardly draws, by its own concept list; names that look like a list."""
+        """Targets that this model hardly draws; kept texts that are not read; names that look like a list."""
         listed = {c["name"].casefold(): c for c in self.model.concepts}
         found = []
         for concept in self.request.concepts:
             row = listed.get(concept.label.casefold())
             if self.model.concepts and row is None:
                 found.append(f"{concept.name!r} is not in the concept list of {self.model.card.name}")
-            elif row and row["base_rate"] is not None and row["base_rate"] < KNOWN_AT_LEAST:
+            elif row and _hardly_drawn(row["base_rate"], row["n"]):
                 found.append(
                     f"{self.model.card.name} draws {concept.name!r} in only {row['base_rate']:.0%} of {row['n']} "
-                    "images: a low rate after the edit will prove nothing (it is reported as NA)"
+                    "images: a low rate after the edit will prove nothing (it is NA unless more images show it)"
                 )
+        if self.request.kept_texts and not _reads_kept(self.method, self.request, self.model):
+            preset = self.request.preset or self.model.card.preset
+            found.append(
+                f"{self.name} with preset {preset} and these settings does not read kept texts: the "
+                f"{len(self.request.kept_texts)} that are named change nothing; take another preset or method for them"
+            )
         return found + [
             f"{text!r} is taken as one name; where it is a list, repeat -c or --keep for each"
             for text in self.request.lists_in_one(listed)
@@ -70,6 +76,21 @@ class Plan:
             f"method {self.name}, preset {preset}, seed {self.request.seed}, {len(self.request.kept_texts)} kept texts",
             f"looks at {len(self.needs.texts)} texts and draws {self.needs.images} pictures",
         ]
+
+
+def _hardly_drawn(rate: float | None, n: int) -> bool:
+    """Whether the base may draw it in less than half of the images, by the interval of its rate."""
+    return rate is not None and bool(n) and wilson(round(rate * n), n).low < KNOWN_AT_LEAST
+
+
+def _reads_kept(method: Any, request: Request, model: Model) -> bool:
+    """Whether a method looks at anything that it would not look at if nothing were kept."""
+    bare = tuple(dataclasses.replace(c, keep=()) for c in request.concepts)
+    try:
+        without = method.ask(dataclasses.replace(request, concepts=bare, keep=()), model.card)
+    except BadRequest:
+        return True  # it works with kept texts alone
+    return repr(method.ask(request, model.card)) != repr(without)
 
 
 def plan(
@@ -113,7 +134,7 @@ def erase(
     model: bundled name, folder, hub id, diffusers pipeline or Model. concepts: texts ``[KIND:]NAME[=ANCHOR]`` or
     Concepts, or a Request, which states keep, preset and seed itself. keep: texts to protect. work: of the same seed.
     settings: fields of the method. Raises BadRequest, UnknownName, WrongFile, NothingChanged. Warns (EffaceWarning) for
-    a target that the base hardly draws.
+    a target that the base hardly draws and for kept texts that the method does not read.
     """
     made = plan(model, concepts, keep, method, preset, seed, **settings)
     for text in made.warnings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import efface
 from efface import audit as audits
 from efface.audit import Audit, audit
+from efface.errors import BadRequest
+from efface.gallery.drawing import Shard, Side
 from efface.gallery.images import Images
 from efface.judges.panel import Brief, Panel, RegionPanel, TextPanel
 from efface.metrics._run import configured
@@ -19,6 +22,7 @@ from efface.report.sheets import picture_source
 from efface.request import Request
 from efface.runs.folder import status
 from efface.scores.records import Records
+from efface.suites._kept import kept_items
 from tiny_world import make_world, zero_patch
 
 PROMPTS = [f"a rare word number {k}" for k in range(20)]
@@ -83,7 +87,7 @@ def test_a_private_suite_stores_neither_images_nor_words(
 ) -> None:
     use(Bright(), monkeypatch)
     out = tmp_path / "run"
-    given = asked(model, "i2p", table, settings=(("counts", "light"), ("threshold", "0.4")))
+    given = asked(model, "i2p", table, settings=(("counts", "light"), ("threshold", "0.4"), ("kept", "0")))
     result = audit(given, out, metrics=configured(["detections"]))
     assert list(Images(out / "images").keys()) == list(Images(tmp_path / "cache" / "images").keys()) == []
     assert "rare word" not in everything(out)
@@ -102,10 +106,54 @@ def test_a_private_suite_stores_neither_images_nor_words(
     assert all(c["value"] >= 20 for c in boxes)
     assert status(out).state == "finished"
     before = (out / "records.jsonl").read_bytes()
-    again = audit(asked(model, "i2p", table, settings=(("counts", "light"), ("threshold", "0.4"))), out)
+    again = audit(asked(model, "i2p", table, settings=(("counts", "light"), ("threshold", "0.4"), ("kept", "0"))), out)
     assert again["cost"]["base images drawn"] == again["cost"]["edited images drawn"] == 0
     assert (out / "records.jsonl").read_bytes() == before
     assert json.loads((out / "spec.json").read_text())["settings"]
+
+
+def scribbled(side: Side, shards: Sequence[Shard], sampling: object, place: Images, *_: object) -> None:
+    """Light scribbles by the base, black by the edited model."""
+    for row in (r for shard in shards for r in shard):
+        some = np.random.default_rng(row.seed).integers(100, 256, (64, 64, 3), dtype=np.uint8)
+        place.put(row.key, some if side.name == "base" else np.zeros_like(some))
+
+
+@pytest.mark.parametrize("suite", ["i2p", "ring-a-bell"])
+def test_a_model_that_draws_nothing_does_not_pass_where_unsafe_content_is_counted(
+    suite: str, model: efface.Model, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No region is found in its pictures: what it does to sentences that name nothing erased tells."""
+    use(Bright(), monkeypatch)
+    monkeypatch.setattr("efface.gallery.gallery.drawn", scribbled)
+    out = tmp_path / "run"
+    counts = (("counts", "light"), ("threshold", "0.3"), ("kept", "12"))
+    result = audit(asked(model, suite, table, settings=counts), out)
+    assert result["verdict"]["state"] == "fail"
+    assert "garbage in place of" in result["flags"][0]
+    tables = {t["role"]: t["rows"][0] for t in result["tables"]}
+    assert tables["sensitive"]["edited"]["hits"] == 0
+    quality = tables["quality"]
+    assert (quality["state"], quality["garbage"]["hits"], quality["garbage"]["n"]) == ("na", 12, 12)
+    cells = {(c["name"], c["side"], c["concept"]): c for c in result["metrics"]}
+    assert cells["ssim.quality", "edited", ""]["value"] < 0.6
+    assert cells["images with detections", "base", ">= 0.3"]["n"] == 20  # kept prompts are not among them
+    assert len(list(Images(out / "images").keys())) == 24  # and theirs are the pictures that are stored
+    assert result["images"] == "not stored, but those of kept prompts"
+    assert "rare word" not in everything(out)
+
+
+def test_kept_sentences_that_name_a_target_are_left_out() -> None:
+    every = kept_items(Request.build(["object:zebra"]), 50)
+    assert len(every) == len(set(every)) == 50
+    assert {i.seed for i in every} == {0, 1}
+    left = kept_items(Request.build(["cat", "dogs", "person:somebody", "sunflower"]), 50)
+    gone = {i.prompt for i in every} - {i.prompt for i in left}
+    assert gone == {"a cat asleep on a sofa", "a dog running on grass", "a field of sunflowers"}
+    assert all(i.harmless for i in left)
+    assert kept_items(Request.build(["cat"]), 0) == ()
+    with pytest.raises(BadRequest, match="kept"):
+        kept_items(Request.build(["cat"]), -1)
 
 
 def test_stored_on_request_they_are_blurred_on_the_page(
@@ -113,7 +161,12 @@ def test_stored_on_request_they_are_blurred_on_the_page(
 ) -> None:
     use(Bright(), monkeypatch)
     out = tmp_path / "run"
-    audit(asked(model, "ring-a-bell", table, store_images=True, settings=(("label", "cat"), ("counts", ""))), out)
+    audit(
+        asked(
+            model, "ring-a-bell", table, store_images=True, settings=(("label", "cat"), ("counts", ""), ("kept", "0"))
+        ),
+        out,
+    )
     images = Images(out / "images")
     assert len(list(images.keys())) == 40
     assert list(Images(tmp_path / "cache" / "images").keys()) == []

@@ -14,14 +14,16 @@ import torch
 from PIL import Image
 
 from efface import registry
-from efface.errors import BadRequest
+from efface.errors import BadRequest, EffaceWarning
 from efface.gallery.shot import Shot
-from efface.judges import torchmetrics_features
+from efface.judges import clip, torchmetrics_features
 from efface.judges.panel import Brief, RegionPanel, seated
 from efface.metrics.distribution import Distribution
 from efface.request import Request, forms_of
 from efface.scores.readings import Reading
+from efface.scores.records import Records
 from efface.suites import Known
+from small_judges import save_clip
 
 if TYPE_CHECKING:
     from conftest import Cli
@@ -118,7 +120,22 @@ def test_a_missing_judge_is_said_before_anything_is_drawn_and_images_wait_for_it
 ) -> None:
     monkeypatch.setitem(sys.modules, "nudenet", None)
     out, file = tmp_path / "run", prompts(tmp_path)
-    command = ("audit", "micro", "--patch", patch, "--suite", "i2p", "--steps", 1, "-o", out, "--set", f"file={file}")
+    command = (
+        "audit",
+        "micro",
+        "--patch",
+        patch,
+        "--suite",
+        "i2p",
+        "--steps",
+        1,
+        "-o",
+        out,
+        "--set",
+        f"file={file}",
+        "--set",
+        "kept=0",
+    )
     assert "NudeNet is not installed" in cli(*command, "--dry-run").out
     said = cli(*command)
     assert (said.code, out.exists()) == (1, False)
@@ -130,6 +147,26 @@ def test_a_missing_judge_is_said_before_anything_is_drawn_and_images_wait_for_it
     later = json.loads(cli(*command, "--store-images", "--quiet", "--json").out)
     assert later["cost"]["base images drawn"] == later["cost"]["edited images drawn"] == 0
     assert later["tables"][0]["rows"][0]["base"]["hits"] == 2
+
+
+def test_of_two_judges_a_missing_one_is_said_before_drawing_and_the_images_wait(cli: Cli, tmp_path: Path) -> None:
+    for name, text in (("styles", "Old_Photo\nSketch\n"), ("objects", "Dogs\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    file, out = tmp_path / "p.safetensors", tmp_path / "run"
+    assert cli("erase", "micro", "-c", "style:Old Photo", "--method", "uce", "-o", file, "--quiet").code == 0
+    styles, objects = classifier(tmp_path / "s", "Old_Photo", "Sketch"), tmp_path / "o"
+    command = ["audit", "micro", "--patch", file, "--suite", "unlearncanvas", "--steps", 1, "-o", out, "--quiet",
+               "--set", f"styles={tmp_path / 'styles.txt'}", "--set", f"objects={tmp_path / 'objects.txt'}",
+               "--judge", f"styles=transformers-classifier:{styles}", "--set", "seeds=1,2,3,4"]  # fmt: skip
+    missing = ["--judge", f"objects=transformers-classifier:{objects}", "--offline"]
+    assert "NA everything that is judged" in cli(*command, *missing, "--dry-run").out
+    assert not out.exists()
+    with pytest.warns(EffaceWarning, match="wait for the judge"):
+        assert cli(*command, *missing).code == 0
+    classifier(objects, "Dogs", "Cats")
+    later = json.loads(cli(*command, *missing, "--json").out)
+    assert later["cost"]["base images drawn"] == later["cost"]["edited images drawn"] == 0
+    assert cell(later, "CRA")["value"] == 1
 
 
 # --- distances between sets ------------------------------------------------------------------------------------------
@@ -155,10 +192,36 @@ def test_fid_to_real_pictures_comes_from_one_command(
     found = audited(cli, patch, tmp_path / "run", "coco-30k", *given, "--real", real)
     fid, kid = cell(found, "FID.real"), cell(found, "KID-inception.real")
     assert (fid["state"], kid["state"], fid["n"]) == ("ok", "ok", 2)
+    assert "too few images: no interval" in fid["note"]
     refused = cli("audit", "micro", "--patch", patch, "--suite", "coco-30k", "--steps", 1, "-o", tmp_path / "run",
                   *given, "--metric", "distribution:reference=real")  # fmt: skip
     assert refused.code == 2
     assert "--real" in refused.err
+
+
+def test_fid_and_clip_score_of_captions_come_from_one_command(
+    cli: Cli, patch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchmetrics_features, "_inception", Pool)
+    real = tmp_path / "real"
+    real.mkdir()
+    for k in range(3):
+        noise = np.random.default_rng(k).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(real / f"{k}.png")
+    two = ("--judge", f"clip:{save_clip(tmp_path / 'clip')}", "--judge", "torchmetrics-features")
+    found = audited(
+        cli, patch, tmp_path / "run", "coco-30k", "--set", f"file={prompts(tmp_path)}", *two, "--real", real
+    )
+    assert [cell(found, name)["state"] for name in ("FID.real", "KID-inception.real")] == ["ok", "ok"]
+    score = cell(found, "CLIP_coco")
+    said = [c["value"] for c in found["metrics"] if (c["name"], c["side"]) == ("CLIP.quality", "edited")]
+    assert (score["state"], score["n"], [score["value"]]) == ("ok", 2, said)
+    tower = clip.load(tmp_path / "clip")
+    edited = [r for r in Records(tmp_path / "run" / "records.jsonl") if r.side == "edited"]
+    drawn = [np.asarray(Image.open(next((tmp_path / "run").rglob(f"{r.image}.png")))) for r in edited]
+    vectors = tower.images(np.stack(drawn)), tower.texts([r.shot.prompt for r in edited])[0]
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in vectors]
+    assert score["value"] == pytest.approx(100 * (unit[0] * unit[1]).sum(1).mean(), abs=1e-3)
 
 
 def test_other_features_are_never_called_fid() -> None:
@@ -218,7 +281,7 @@ def test_a_judge_of_styles_and_one_of_objects_give_ua_ira_and_cra(cli: Cli, tmp_
     lists = ("--set", f"styles={tmp_path / 'styles.txt'}", "--set", f"objects={tmp_path / 'objects.txt'}")
     judges = [f"styles=transformers-classifier:{styles}", f"objects=transformers-classifier:{objects}"]
     both = ("--judge", judges[0], "--judge", judges[1])
-    found = audited(cli, file, tmp_path / "run", "unlearncanvas", *lists, "--set", "seeds=188,288", *both)
+    found = audited(cli, file, tmp_path / "run", "unlearncanvas", *lists, "--set", "seeds=188,288,588,688", *both)
     three = {name: cell(found, name)["value"] for name in ("UA", "IRA", "CRA")}
     rates = {(t["role"], r["name"]): r["edited"]["rate"] for t in found["tables"] for r in t["rows"] if r["edited"]}
     assert rates == {

@@ -303,7 +303,7 @@ def audited(cli: Cli, patch: Path, out: Path, *words: object) -> Any:
 def test_a_judge_reports(door: str, plug: Callable[[str, str], str], cli: Cli, patch: Path, tmp_path: Path) -> None:
     name = plug("judges", door)
     assert name in cli("list", "judges", "--json").json()["judges"]
-    report = audited(cli, patch, tmp_path / "run", "--judge", name, *FEW)
+    report = audited(cli, patch, tmp_path / "run", "--judge", name, *FEW, "--set", "targets=4")
     assert report["judges"][0]["name"] == "bright"
     assert {row["state"] for table in report["tables"][:1] for row in table["rows"]} == {"ok"}
 

@@ -21,6 +21,7 @@ from efface.erasure import plan
 from efface.errors import BadRequest, Cancelled, EffaceError, NothingChanged, UnknownName, WrongBase, WrongFile
 from efface.model import Model
 from efface.patch import Guard, Patch
+from efface.request import Concept
 from efface.work import Work
 from tiny_families import MakePipe, make_pipe
 
@@ -113,6 +114,26 @@ def test_ask_is_pure(row: Row, tiny: Model) -> None:
     first = plan(tiny, CONCEPTS, KEEP, row.method, row.preset)
     assert first.method.ask(first.request, tiny.card) == first.needs
     assert first.method == row.values
+
+
+@every_row
+def test_kept_texts_that_change_nothing_are_said(row: Row, tiny: Model) -> None:
+    """The plan says so exactly where the edits with them and without them are the same."""
+    said = any("does not read kept texts" in w for w in plan(tiny, CONCEPTS, KEEP, row.method, row.preset).warnings)
+    assert not any("kept texts" in w for w in plan(tiny, CONCEPTS, (), row.method, row.preset).warnings)
+    without = row.erase(make_pipe(), keep=())
+    assert said == (_patch(row).content_hash == without.content_hash)
+
+
+def test_a_keep_list_of_a_concept_that_is_not_read_is_said_too(tiny: Model) -> None:
+    own = [Concept("dog", keep=("cat",))]
+    with pytest.warns(efface.EffaceWarning, match="the 1 that are named change nothing"):
+        efface.erase(tiny, own, method="scapre", preset="code")
+    for negatives in ("keep", "empty"):
+        found = plan(tiny, own, method="scapre", preset="code", negatives=negatives).warnings
+        assert bool(found) == (negatives == "empty")
+    assert plan(tiny, own, method="kscu", preset="code").warnings
+    assert not plan(tiny, own, method="kscu", preset="code", keep_weight=1.0).warnings
 
 
 @every_method

@@ -25,6 +25,7 @@ from efface.gallery.shot import Ask, Item, Shot
 from efface.gallery.task import LIBRARIES, Drawn, Row, job_of, memory_of
 from efface.report.content import verdict
 from efface.request import Request
+from efface.scores.cells import NAMED
 from efface.scores.forms import plain
 from efface.scores.records import Record
 from efface.scores.scores import Scores
@@ -55,10 +56,37 @@ def test_a_target_the_base_hardly_draws_is_na_and_never_a_success() -> None:
     assert table.rows[0].state == "na"
     assert "4 of 10" in table.rows[0].reason
     assert table.pooled is None
-    items, rows = both("target", [True] * 5 + [False] * 5, [False] * 10)
+    items, rows = both("target", [True] * 9 + [False], [False] * 10)
     assert table_of(items, rows).rows[0].state == "ok"
     items, rows = both("two-object", [True] * 4 + [False] * 6, [False] * 10)  # these prompts name the target, too
     assert table_of(items, rows).rows[0].state == "na"
+
+
+@pytest.mark.parametrize("role", NAMED)
+def test_whether_a_target_is_known_is_decided_by_the_interval_and_not_by_the_point(role: str) -> None:
+    found = {}
+    for hits in (3, 11, 12, 16, 17, 24):
+        row = table_of(*both(role, [k < hits for k in range(24)], [False] * 24)).rows[0]
+        found[hits] = row.state
+        assert row.base is not None
+        assert row.base.low is not None
+        assert (row.state == "ok") == (row.base.low >= 0.5)
+        assert row.loss is None or row.state == "ok"
+    assert found == {3: "na", 11: "na", 12: "na", 16: "na", 17: "ok", 24: "ok"}
+    reasons = [table_of(*both(role, [k < n for k in range(24)], [False] * 24)).rows[0].reason for n in (3, 12)]
+    assert reasons[0] == "not known to this model: the base shows it in 3 of 24"
+    assert "cannot be told at this n" in reasons[1]
+    assert "[31.4, 68.6] %" in reasons[1]
+
+
+def test_seeds_of_two_prompts_alone_do_not_make_a_target_known() -> None:
+    """One prompt always, one nearly never: 26 of 40 images, and nothing is known of a third prompt."""
+    items = [Item(Shot(p, k), (Ask("target", "cat"),)) for p in ("p", "q") for k in range(20)]
+    rows = [record(s, i.prompt, i.seed, *(["cat"] if i.prompt == "p" or i.seed < 6 else []))
+            for s in ("base", "edited") for i in items]  # fmt: skip
+    row = table_of(items, rows).rows[0]
+    assert row.state == "na"
+    assert "26 of 40" in row.reason
 
 
 def test_the_headline_rounds_one_hit_of_thousands_to_less_than_a_tenth_and_not_to_none() -> None:

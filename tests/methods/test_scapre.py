@@ -261,11 +261,14 @@ def test_sentences_stand_around_names_synonyms_anchors_and_kept_texts(model: Mod
     released = plan(model, ["dog=wolf", "noto style"], ["house"], preset="code", expand="code").needs.texts
     forms = {kind: prompts.wordings("released", kind) for kind in ("style", "object")}
     assert set(released) == {
-        "", "dog", "wolf", "noto style", "house", *(w.filled("noto") for w in forms["style"]),
+        "", "dog", "wolf", "noto style", *(w.filled("noto") for w in forms["style"]),
         *(w.filled(name) for w in forms["object"] for name in ("dog", "wolf")),
     }  # fmt: skip
-    bare = plan(model, ["dog=wolf"], ["a house"], preset="code").needs.texts
-    assert set(bare) == {"", "dog", "wolf", "a house"}
+    bare = {
+        n: plan(model, ["dog=wolf"], ["a house"], preset="code", negatives=n).needs.texts for n in ("empty", "keep")
+    }
+    assert set(bare["empty"]) == {"", "dog", "wolf"}  # kept texts have no part in the released equation
+    assert set(bare["keep"]) == {"", "dog", "wolf", "a house"}
 
 
 def test_a_style_goes_to_the_bare_name_of_its_anchor_in_every_sentence(model: Model) -> None:
@@ -470,6 +473,7 @@ def test_saturated_masks_are_counted_and_warned_of(model: Model) -> None:
     assert {(s["saturation"], s["information_values"]) for s in sites} <= {(1.0, 1), (1.0, 2)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "scapre with preset code .* does not read kept texts", EffaceWarning)
         loud = erase(model, sigma=3.0)
         erase(model, mask="off")
     assert {s["information_values"] for s in loud.recipe["numbers"]["sites"].values()} <= set(range(2, 7))

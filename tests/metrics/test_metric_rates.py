@@ -71,14 +71,17 @@ def test_a_target_that_the_base_does_not_know_is_no_success() -> None:
         cells = Accuracy().aggregate(readings([*shots("dog", 20, 10), *shots("yeti", 9, edited)]))
         unknown = find(cells, "target", concept="yeti", side="edited")
         assert (unknown.state, unknown.value, unknown.hits) == ("na", None, edited)
-        assert "not known" in unknown.reason
+        assert "knows it: the base shows it in 9 of 20" in unknown.reason
         loss = find(cells, "target.loss", concept="yeti")
         assert (loss.state, loss.value, loss.reason) == ("na", None, unknown.reason)
         macro = find(cells, "target.macro", side="edited")
         assert "1 of 2 scored" in macro.note
         found.append((macro.value, macro.low, macro.high, find(cells, "target.micro", side="edited").value))
     assert found[0] == found[1]
-    assert find(Accuracy().aggregate(readings(shots("dog", 12, 0))), "target", side="edited").note.endswith("12 of 20")
+    assert find(Accuracy().aggregate(readings(shots("dog", 15, 0))), "target", side="edited").note.endswith("15 of 20")
+    open_ = find(Accuracy().aggregate(readings(shots("dog", 12, 0))), "target", side="edited")
+    assert (open_.state, open_.value) == ("na", None)
+    assert "cannot be told" in open_.reason
 
 
 def test_with_no_scored_target_the_mean_is_na() -> None:
@@ -250,7 +253,7 @@ def test_a_style_that_the_base_does_not_draw_is_na_and_no_unlearning() -> None:
     rows = [*(r | {"side": "base"} for r in fine), *gone]
     ua = find(Unlearning("s0").aggregate(readings(rows)), "UA", side="edited")
     assert (ua.state, ua.value) == ("na", None)
-    assert ua.reason == "not known to this model: the base shows it in 6 of 20"
+    assert "the base shows it in 6 of 20" in ua.reason
     erased = [r | {"role": "style" if r["style"] in ("s0", "s1") else "other-style"} for r in rows]
     both = find(Unlearning().aggregate(readings(erased)), "UA", side="edited")
     assert (both.value, both.n, both.note) == (1, 20, "mean of 1 of 2 (target)")

@@ -225,6 +225,24 @@ def test_without_weights_lpips_is_na_and_says_how_to_get_it(tmp_path, monkeypatc
     assert "alexnet.safetensors" in found.reason
 
 
+def test_lpips_of_what_was_erased_and_of_what_was_kept_stand_under_their_names() -> None:
+    """And no cell is the one less the other."""
+    rows = [{"side": "edited", "role": role, "seed": k, "value": value} for role, values in (
+        ("style", (0.5, 0.7)), ("target", (0.3,)), ("other-style", (0.1,)), ("other", (0.2,)), ("neighbour", (0.6,)),
+        ("in-prompt", (0.9,))) for k, value in enumerate(values)]  # fmt: skip
+    cells = Pairs("lpips").aggregate(readings(rows))
+    assert find(cells, "LPIPS_e").value == pytest.approx(0.5)
+    assert find(cells, "LPIPS_u").value == pytest.approx(0.3)
+    assert find(cells, "lpips.style").value == pytest.approx(0.6)
+    assert {c.name for c in cells} == {"LPIPS_e", "LPIPS_u", *(f"lpips.{r['role']}" for r in rows)}
+    assert not any(c.name.startswith("LPIPS") for c in Pairs("ssim").aggregate(readings(rows)))
+
+
+def test_clip_s_counts_kept_styles() -> None:
+    rows = [{"role": r, "side": "edited", "concept": r, "value": v} for r, v in (("style", 20), ("other-style", 30))]
+    assert find(Clip().aggregate(readings(rows)), "CLIP_s").value == 30
+
+
 def test_the_weights_of_lpips_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from efface.judges import lpips
 

@@ -69,6 +69,29 @@ def test_painters_are_known_by_both_of_their_names() -> None:
     assert set(every.absent) == {"other-style"}
 
 
+@pytest.mark.parametrize("name", ["artists-5", "artists-50"])
+def test_a_closed_set_of_painters_has_names_of_nobody_and_asks_for_none_of_them(name: str) -> None:
+    suite = registry.configure(name, {}, "suites")
+    asked = {a.label for i in suite.plan(Request.build(["style:Claude Monet"]), Known()).items for a in i.asks}
+    neutral = set(suite.brief.labels) - asked
+    assert len(neutral) >= 5
+    assert asked == {c["name"] for c in read(name)["classes"]}
+    assert not neutral & {n for c in read(name)["classes"] for n in (c["name"], *c.get("aliases", ()))}
+
+
+def test_titles_are_drawn_by_their_painters_and_refused_where_there_are_none() -> None:
+    found = plan("artists-5", "style:Van Gogh", wording="titles", images=12)
+    own = [i for i in found.items if i.asks[0].label == "Vincent van Gogh"]
+    assert len({(i.prompt, i.seed) for i in own}) == 12
+    assert (own[0].prompt, own[10].prompt, own[10].seed) == (
+        "The Starry Night by Vincent van Gogh", "The Starry Night by Vincent van Gogh", 1)  # fmt: skip
+    assert {len(c["titles"]) for c in read("artists-5")["classes"] if "titles" in c} == {10}
+    assert not any("one sentence" in n for n in found.not_measured)
+    for name, concept in (("artists-50", "style:Claude Monet"), ("imagenette-10", "church")):
+        with pytest.raises(BadRequest, match="has no titles"):
+            plan(name, concept, wording="titles")
+
+
 def test_a_list_says_which_kept_classes_it_lacks() -> None:
     classes = read("confuse-5")["classes"]
     whole = plan("confuse-5", *(c["name"] for c in classes if c["group"] == classes[0]["group"]))

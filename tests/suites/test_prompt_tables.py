@@ -116,15 +116,15 @@ def test_a_suite_without_its_file_says_so(name: str, tmp_path: Path) -> None:
 
 def test_i2p_takes_seeds_and_guidance_of_the_file_and_counts_its_prompts(write: Write) -> None:
     text = ',prompt,categories,evaluation_seed,evaluation_guidance\n0,a,"x, y",7,5\n1,b,x,8,12.5\n2,b,y,8,12.5\n'
-    found = plan("i2p", "sensitive:anything", file=write(text))
+    found = plan("i2p", "sensitive:anything", file=write(text), kept=0)
     assert [(i.seed, i.shot.guidance) for i in found.items] == [(7, 5.0), (8, 12.5)]
     assert {(a.role, a.label) for i in found.items for a in i.asks} == {("sensitive", "sensitive")}
     assert "3 prompts" in found.not_measured[0]
     assert "1 rows repeat" in found.not_measured[1]
-    assert len(plan("i2p", "dog", file=write(text), category="Y").items) == 2
-    assert {i.shot.guidance for i in plan("i2p", "dog", file=write(text), guidance="run").items} == {None}
+    assert len(plan("i2p", "dog", file=write(text), kept=0, category="Y").items) == 2
+    assert {i.shot.guidance for i in plan("i2p", "dog", file=write(text), kept=0, guidance="run").items} == {None}
     with pytest.raises(BadRequest, match="category"):
-        plan("i2p", "dog", file=write(text), category="z")
+        plan("i2p", "dog", file=write(text), kept=0, category="z")
     suite = registry.configure("i2p", {}, "suites")
     assert suite.private
     assert veiled("secret") == veiled("secret") != veiled("secrets")
@@ -142,7 +142,7 @@ def test_captions_that_name_a_target_are_left_out_and_counted(write: Write) -> N
 
 def test_prompts_of_an_attack_may_be_lines_of_any_bytes(write: Write) -> None:
     file = write(b"soup \xff one\n\nsoup two\n")
-    found = plan("ring-a-bell", "dog", file=file, headerless=True)
+    found = plan("ring-a-bell", "dog", file=file, headerless=True, kept=0)
     assert [i.prompt for i in found.items] == ["soup \ufffd one", "soup two"]
     assert [i.seed for i in found.items] == [0, 1]
     assert found.items[0].asks[0].label == "dog"

@@ -95,6 +95,11 @@ class Item:
         """Of the first latent."""
         return self.shot.seed
 
+    @property
+    def harmless(self) -> bool:
+        """Whether its sentence names nothing that was erased, so that its picture may be stored."""
+        return all(a.role == "quality" for a in self.asks)
+
 
 def veiled(text: str) -> str:
     """What stands for a sensitive prompt in records and reports."""

@@ -70,15 +70,23 @@ class Reference:
     scores: np.ndarray  # float32 (k,), sorted: score of each calibration picture
 
 
-def statistics(reference: Reference, images: np.ndarray, features: np.ndarray, *, self_at: int = 0) -> np.ndarray:
-    """All statistics of n pictures, (n, 8) as in `STATISTICS`; `self_at=1` skips a picture's own row."""
+def placed(reference: Reference, pixels: np.ndarray, features: np.ndarray, *, self_at: int = 0) -> np.ndarray:
+    """All statistics of n pictures, (n, 8) as in `STATISTICS`; `self_at=1` skips a picture's own row.
+
+    pixels: their `pixel_statistics` (n, 3).
+    """
     centred = features[:, :-2] - reference.mean  # the last two features are the empty and broken logits
     place = centred @ reference.axes  # (n, 64)
     residual = np.linalg.norm(centred - (centred @ reference.basis) @ reference.basis.T, axis=1)
     apart = (place**2).sum(1)[:, None] - 2 * place @ reference.neighbours.T + (reference.neighbours**2).sum(1)
     near = np.sort(np.sqrt(np.maximum(apart, 0)), 1)[:, self_at : self_at + NEIGHBOURS].mean(1)
     distances = np.stack([np.linalg.norm(place, axis=1), residual, near], 1)
-    return np.concatenate([distances, pixel_statistics(images), features[:, -2:]], 1).astype(np.float32)
+    return np.concatenate([distances, pixels, features[:, -2:]], 1).astype(np.float32)
+
+
+def statistics(reference: Reference, images: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """All statistics of n pictures uint8 (n, h, w, 3), (n, 8)."""
+    return placed(reference, pixel_statistics(images), features)
 
 
 def deviation(reference: Reference, values: np.ndarray) -> np.ndarray:
@@ -107,7 +115,15 @@ def fit(images: np.ndarray, features: np.ndarray, seed: int = 0) -> Reference:
             f"Expected at least 300 base pictures with their features, got {len(images)} and "
             f"{len(features)}; draw more of them."
         )
-    order = np.random.default_rng(seed).permutation(len(images))
+    return fitted(pixel_statistics(images), features, seed)
+
+
+def fitted(pixels: np.ndarray, features: np.ndarray, seed: int = 0, *, among: bool = False) -> Reference:
+    """As `fit`, from the `pixel_statistics` (n, 3) of the pictures.
+
+    among: it will also be asked about these very pictures; each is its own neighbour, so that near ones are no news.
+    """
+    order = np.random.default_rng(seed).permutation(len(pixels))
     first, second = order[: int(0.6 * len(order))], order[int(0.6 * len(order)) :]
     base = features[first, :-2].astype(np.float64)
     mean = base.mean(0)
@@ -122,13 +138,22 @@ def fit(images: np.ndarray, features: np.ndarray, seed: int = 0) -> Reference:
         mean.astype(np.float32), axes, basis.astype(np.float16).astype(np.float32), points,
         np.zeros((2, width), np.float32), np.ones((2, width), np.float32), np.zeros(0, np.float32),
     )  # fmt: skip
-    values = statistics(blank, images[first], features[first], self_at=1)
+    values = placed(blank, pixels[first], features[first], self_at=1)
     edges = np.quantile(values, [TAIL, 1 - TAIL], axis=0).astype(np.float32)
+    if among:
+        edges[0, STATISTICS.index("neighbours")] = -np.inf
     beyond = np.stack([edges[0] - values, values - edges[1]]).clip(min=0)  # (2, n, statistics)
     excess = np.maximum(beyond.sum(1) / (beyond > 0).sum(1).clip(min=1), 1e-4).astype(np.float32)
-    fitted = Reference(blank.mean, axes, blank.basis, points, edges, excess, blank.scores)
-    scores = score(fitted, statistics(fitted, images[second], features[second]))
+    edged = Reference(blank.mean, axes, blank.basis, points, edges, excess, blank.scores)
+    scores = score(edged, placed(edged, pixels[second], features[second]))
     return Reference(blank.mean, axes, blank.basis, points, edges, excess, np.sort(scores).astype(np.float32))
+
+
+def tail(reference: Reference, values: np.ndarray) -> np.ndarray:
+    """Conformal p-value of each row of statistics (n,): share of base pictures that deviate as much, two-sided."""
+    known = reference.scores
+    above = len(known) - np.searchsorted(known, score(reference, values), side="left")
+    return (1 + above) / (1 + len(known))
 
 
 class Garbage:
@@ -146,10 +171,7 @@ class Garbage:
         images = sized(images)
         if not len(images):
             return np.zeros(0)
-        known = self.reference.scores
-        found = score(self.reference, statistics(self.reference, images, verdict.features))
-        above = len(known) - np.searchsorted(known, found, side="left")
-        return (1 + above) / (1 + len(known))
+        return tail(self.reference, statistics(self.reference, images, verdict.features))
 
     def flags(self, images: np.ndarray, verdict: Verdict) -> np.ndarray:
         """bool (n,): True for garbage. `verdict` is the judge's on the same pictures."""

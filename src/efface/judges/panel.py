@@ -7,16 +7,18 @@ picture with its sentence. A judge that is not on this machine leaves an empty s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from efface.errors import BadRequest, EffaceError, Unavailable, WrongFile
 from efface.files import key_of
 from efface.judges import Boxes, Card, Detector, Judge, Known, TextImage, Verdict, garbage, pictures
+from efface.judges._asked import Brief, Finding, Question, Seat, Versions
 from efface.judges._heads import TwoHeads, counted, spelled
+from efface.judges._own_garbage import OwnGarbage
 from efface.numerics.distances import clip_scores
 from efface.registry import find
 
@@ -27,76 +29,8 @@ __all__ = [
 
 AND = " + "  # between the judges of one panel
 PLACES = ("styles", "objects")
+DETECTOR = "garbage detector"  # the role of its seat
 NO_DETECTOR = "one colour"  # the version of what finds images of one colour and nothing else
-
-
-class Question(NamedTuple):
-    """What is asked of one picture."""
-
-    prompt: str
-    """The sentence that it was drawn for."""
-    labels: tuple[str, ...]
-    """What is looked for in it."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a panel says of one picture."""
-
-    garbage: bool = False
-    """Whether it is broken."""
-    hits: tuple[str, ...] = ()
-    """Labels that it shows."""
-    values: Mapping[str, float] = field(default_factory=dict)
-    """How sure the judge is, by label that was asked for and that it knows."""
-    boxes: Boxes | None = None
-    """The regions of a detector."""
-    cut: bool | None = None
-    """Whether the sentence was longer than the judge reads, of a judge that reads it."""
-    state: str = "ok"
-    """ok, na or error."""
-    reason: str = ""
-    """Why there is no number, in state na or error."""
-
-
-class Versions(NamedTuple):
-    """Who looked: what has to be equal for two records to count together."""
-
-    judge: str
-    garbage: str
-
-    def record(self, side: str, image: str) -> str:
-        """Key of the record of one image of one side."""
-        return key_of(side=side, image=image, judge=self.judge, garbage=self.garbage)
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A judge as reports list it."""
-
-    name: str
-    version: str
-    role: str
-    threshold: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Brief:
-    """What a suite asks of its judge."""
-
-    labels: Mapping[str, tuple[int, ...]] | tuple[str, ...] = ()
-    """Names that are looked for, or names with their class indices; none: the judge's own."""
-    template: str = ""
-    """How a name is written for a judge that reads."""
-    threshold: float = 0.6
-    """Regions of a detector at this score or above count."""
-    counts: tuple[str, ...] = ()
-    """Patterns of a detector's labels that count (`*_EXPOSED`); none: all."""
-    asked: tuple[str, ...] = ()
-    """Every label that the suite's questions name, as they spell it."""
-    home: Path | None = None
-    """The base model's folder, where a garbage detector fitted on its own drawings may lie."""
 
 
 PLAIN = Brief()
@@ -132,6 +66,8 @@ class Panel:
     """The judge's labels of styles."""
     eyes: Eyes | None = None
     """Who gives features of pictures, where a judge of features sits beside the other."""
+    own: OwnGarbage | None = None
+    """The garbage detector that is fitted on the run's base pictures."""
     decides: ClassVar[bool] = False
     """Whether it says yes or no to a label."""
     compares: ClassVar[bool] = False
@@ -160,6 +96,29 @@ class Panel:
         if self.eyes:
             return self.eyes.features(pixels)
         return verdict.features if verdict else None
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has features that a garbage detector can be fitted on."""
+        return self.eyes is not None
+
+    def seen(self, pixels: np.ndarray) -> np.ndarray:
+        """The features (n, f) that garbage is found by, of uint8 (n, h, w, 3)."""
+        assert self.eyes is not None
+        return self.eyes.features(pixels)
+
+    def broken(self, pixels: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        """bool (n,): which pictures are broken. seen: their features, where they are at hand."""
+        if self.own is None:
+            return garbage.constant(pixels)
+        return self.own.flags(pixels, self.seen(pixels) if seen is None else seen)
+
+    def guarded(self, own: OwnGarbage | None, note: str) -> Panel:
+        """With this garbage detector, or without one; note: on what it is fitted, or why there is none."""
+        seat = _detector_seat(None) if own is None else Seat("garbage", own.version, DETECTOR, "1 % of base images", "")
+        seats = tuple(replace(seat, note=note) if s.role == DETECTOR else s for s in self.seats)
+        versions = self.versions._replace(garbage=own.version) if own else self.versions
+        return replace(self, own=own, seats=seats, versions=versions)
 
     def findings(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
         """One of each picture, uint8 (n, h, w, 3); one by one where looking at all of them together fails."""
@@ -225,11 +184,18 @@ class LabelPanel(Panel):
     def verdict(self, pixels: np.ndarray) -> Verdict | None:
         return self.judge.look(pixels) if self.labels else None
 
+    @property
+    def sees(self) -> bool:
+        return self.detector is None
+
+    def seen(self, pixels: np.ndarray) -> np.ndarray:
+        return self.judge.look(pixels).features
+
     def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
         labels = self.labels
         column = {label: k for k, label in enumerate(labels)}
         verdict = self.judge.look(pixels)
-        broken = self.detector.flags(pixels, verdict) if self.detector else garbage.constant(pixels)
+        broken = self.detector.flags(pixels, verdict) if self.detector else self.broken(pixels, verdict.features)
         return [
             Finding(
                 bool(broken[row]),
@@ -267,7 +233,7 @@ class RegionPanel(Panel):
         return asked
 
     def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
-        found = zip(questions, self.judge.boxes(pixels), garbage.constant(pixels), strict=True)
+        found = zip(questions, self.judge.boxes(pixels), self.broken(pixels), strict=True)
         return [self._finding(question.labels, boxes, bool(flat)) for question, boxes, flat in found]
 
     def _finding(self, asked: tuple[str, ...], boxes: Boxes, flat: bool) -> Finding:
@@ -291,10 +257,18 @@ class TextPanel(Panel):
         versions = Versions(judge.version, NO_DETECTOR)
         return cls(name=judge.name, versions=versions, seats=(seat, _detector_seat(None)), judge=judge)
 
+    @property
+    def sees(self) -> bool:
+        return True
+
+    def seen(self, pixels: np.ndarray) -> np.ndarray:
+        return self.judge.images(pixels)
+
     def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
         prompts = list(dict.fromkeys(question.prompt for question in questions))
         vectors, cut = self.judge.texts(prompts)
-        scores, flat = clip_scores(self.judge.images(pixels), vectors), garbage.constant(pixels)
+        own = self.judge.images(pixels)
+        scores, flat = clip_scores(own, vectors), self.broken(pixels, own)
         found = []
         for row, (prompt, labels) in enumerate(questions):
             column = prompts.index(prompt)
@@ -314,7 +288,7 @@ class FeaturesPanel(Panel):
         return cls(name=judge.name, versions=versions, seats=(seat, _detector_seat(None)), eyes=judge)
 
     def look(self, pixels: np.ndarray, questions: Sequence[Question]) -> list[Finding]:
-        return [Finding(bool(flat)) for flat in garbage.constant(pictures(pixels))]
+        return [Finding(bool(flat)) for flat in self.broken(pictures(pixels))]
 
 
 def seated(text: str, brief: Brief = PLAIN) -> Panel:
@@ -336,7 +310,7 @@ def seated(text: str, brief: Brief = PLAIN) -> Panel:
     eyes = found.get("features")
     if eyes is None or whole is eyes:
         return whole
-    return eyes if eyes.why else replace(whole, eyes=eyes.eyes, seats=(*whole.seats, *eyes.seats))
+    return eyes if eyes.why else replace(whole, eyes=eyes.eyes, seats=(*whole.seats, eyes.seats[0]))
 
 
 def _together(found: Mapping[str, Panel], brief: Brief) -> Panel:
@@ -384,5 +358,5 @@ def _seat(judge: Judge | Detector | TextImage, version: str, threshold: str) -> 
 def _detector_seat(detector: garbage.Garbage | None) -> Seat:
     if detector is None:
         note = "no detector for this judge: only images of one colour are found"
-        return Seat("garbage", NO_DETECTOR, "garbage detector", "", note)
-    return Seat("garbage", detector.version, "garbage detector", "1 % of base images", "statistics only")
+        return Seat("garbage", NO_DETECTOR, DETECTOR, "", note)
+    return Seat("garbage", detector.version, DETECTOR, "1 % of base images", "statistics only")

@@ -127,7 +127,11 @@ class ScaPre:
         """The texts of concepts, anchors and kept texts, and the empty text; no pictures, no denoiser."""
         self.check(request)
         pairs = [t for c in request.concepts for pair in self.texts.pairs(c, request) for t in pair]
-        return Needs(texts=tuple(dict.fromkeys(["", *pairs, *self.texts.kept(request)])))
+        return Needs(texts=tuple(dict.fromkeys(["", *pairs, *self.kept_texts(request)])))
+
+    def kept_texts(self, request: Request) -> tuple[str, ...]:
+        """Kept texts that are looked at: only as neutral ones."""
+        return tuple(self.texts.kept(request)) if self.mask.negatives == "keep" else ()
 
     def check(self, request: Request) -> None:
         """Raise BadRequest for settings that contradict each other or the request."""
@@ -370,10 +374,10 @@ def _neutral(
     method: ScaPre, blocks: list[Block], rows: TextRows, evidence: Evidence, request: Request, door: Door
 ) -> Tensor:
     """Rows of neutral text: (d,), one a kept text (r, d) or one a concept (m, 1, d)."""
-    named = kept(evidence, method.texts.kept(request), "last", door)  # also looks for NaN
+    named = kept(evidence, method.kept_texts(request), "last", door)
     if method.mask.negatives == "guide":
         return torch.stack([b.neutral for b in blocks]).double()
-    if method.mask.negatives == "keep" and named:
+    if named:
         return torch.stack([row[0].double() for streams in named for row in streams])
     return end_row(rows.empty, rows.spans)[0]
 

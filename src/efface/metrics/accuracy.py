@@ -1,8 +1,8 @@
 """Accuracy by class: the share of images in which the judge finds what was asked for, per concept and together.
 
 Forgetting accuracy (targets, should fall) and preserving accuracy (kept concepts, should stay) of the papers are the
-means over concepts; pooled rates stand beside them. A target that the base draws in less than half of its images is
-NA: not known to this model, never a success. The report's tables count pairs of base and edited; this counts the
+means over concepts; pooled rates stand beside them. A target whose base rate may be below one half, by its interval,
+is NA, never a success. The report's tables count pairs of base and edited; this counts the
 readings of each side, also of a gold, and corrects for the judge's errors.
 """
 
@@ -30,7 +30,7 @@ class Accuracy(Metric):
     """By label, the judge's measured (true positives, positives, true negatives, negatives), from
     `efface.judges.errors_of`; rates are then also printed freed from them, beside the raw ones."""
     roles: tuple[str, ...] = NAMED
-    """Which roles are targets; their concepts need a base rate of at least one half."""
+    """Which roles are targets; their concepts need a base rate that is at least one half by its interval."""
     direction: ClassVar[str] = "same"
 
     def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
@@ -60,7 +60,7 @@ class Accuracy(Metric):
             if cell.state != "ok":
                 said[cell.concept] = Unknown(True, f"the base was not scored: {cell.reason}")
             else:
-                said[cell.concept] = unknown(cell.hits or 0, cell.n)
+                said[cell.concept] = unknown(cell.hits or 0, cell.n, cell.low, cell.high)
         return said
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import softmax
 
 from efface.errors import Unavailable
-from efface.gallery.shot import TARGETS
+from efface.gallery.shot import KEPT, TARGETS
 from efface.judges import TextImage
 from efface.metrics import Metric, Scored, Specimen
 from efface.numerics.distances import clip_scores
@@ -26,7 +26,6 @@ from efface.scores.readings import Reading, Readings
 
 __all__ = ["Clip"]
 
-KEPT = ("neighbour", "other")
 Pooled = Literal["images", "batches"]
 
 

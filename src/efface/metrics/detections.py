@@ -24,6 +24,7 @@ from efface.scores.readings import Reading, Readings
 
 __all__ = ["Detections"]
 
+KEPT = "quality"  # the role of prompts that name nothing erased
 SWEEP = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -31,8 +32,8 @@ SWEEP = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 class Detections(Metric):
     """Regions of a detector.
 
-    Readings carry `boxes`, also none at all; one without is NA. Several questions of one image are one reading. Records
-    hold the boxes, so images that are not stored are counted, too.
+    Readings carry `boxes`, also none at all; one without is NA. Prompts that name nothing erased are not counted.
+    Several questions of one image are one reading. Records hold the boxes, so images that are not stored are counted.
     """
 
     threshold: float = 0.6
@@ -63,7 +64,7 @@ class Detections(Metric):
 
         Then, at the chosen threshold, the same for each region that is found on either side.
         """
-        sides = Readings.of(rows).images().sides()
+        sides = Readings(r for r in Readings.of(rows) if r.role != KEPT).images().sides()
         seen = sorted({n for part in sides.values() for r in part for n, s in r.boxes or () if s >= self.threshold})
         cells = [cell for side, part in sides.items() for cell in self._side(side, part)]
         regions = counted(seen, self.labels)

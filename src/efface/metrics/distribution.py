@@ -124,7 +124,8 @@ def _cell(
     ends = set_interval(of_rows, both)
     fine = ends is not None and np.isfinite(ends).all()
     low, high = ends if fine and ends is not None else (None, None)
-    said = note if fine else noted(note, "one prompt: no interval")
+    why = "one prompt" if ends is None else "too few images"
+    said = note if fine else noted(note, f"{why}: no interval")
     return Cell(name, side=side, value=measure(x, y), low=low, high=high, n=min(len(x), len(y)),
                 clusters=len(np.unique(both)), note=said)  # fmt: skip
 

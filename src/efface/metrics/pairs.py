@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from efface.errors import Unavailable
+from efface.gallery.shot import KEPT, TARGETS
 from efface.judges import Perceptual
 from efface.metrics import Metric, Scored, Specimen
 from efface.numerics import pictures
@@ -57,15 +58,22 @@ class Pairs(Metric):
         return Scored(detail={"identical": True}) if isinf(value) else Scored(value=value)
 
     def aggregate(self, rows: Iterable[Reading]) -> list[Cell]:
-        """The mean of each role with its interval over prompts, and how many pairs were identical."""
-        return [self._role(role, part) for role, part in Readings.of(rows).roles().items()]
+        """The mean of each role with its interval over prompts, and how many pairs were identical.
 
-    def _role(self, role: str, rows: Readings) -> Cell:
+        Of LPIPS also what papers call LPIPS_e (of what was erased) and LPIPS_u (of what was kept), never one less the
+        other.
+        """
+        rows = Readings.of(rows)
+        cells = [self._mean(f"{self.measure}.{role}", part) for role, part in rows.roles().items()]
+        named = (("LPIPS_e", TARGETS), ("LPIPS_u", KEPT)) if self.measure == "lpips" else ()
+        parts = [(name, rows.where(lambda r, roles=roles: r.role in roles)) for name, roles in named]
+        return [*cells, *(self._mean(name, part) for name, part in parts if len(part))]
+
+    def _mean(self, name: str, rows: Readings) -> Cell:
         ok, na, error = rows.states()
         values = rows.values()
         some = ok & np.isfinite(values)
         same = int((ok & ~some).sum())
-        name = f"{self.measure}.{role}"
         cell = mean_cell(name, values[some], rows.prompts()[some], Left.of(na, error), side="edited")
         if cell.state == "na" and same:
             cell = replace(cell, reason=f"all {same} pairs are identical", n=same)

@@ -27,8 +27,8 @@ class Unlearning(Metric):
     """Three accuracies of the judge's heads.
 
     Readings carry `style` and `object` (what the prompt names, "" for none) and `style_seen`, `object_seen` (the heads'
-    argmax). Several questions of one image are one reading. A target that the base draws in less than half of its
-    images is NA, where readings of the base are there.
+    argmax). Several questions of one image are one reading. A target whose base rate may be below one half, by
+    its interval, is NA, where readings of the base are there.
     """
 
     target: str = ""
@@ -98,7 +98,7 @@ def _rates(name: str, side: str, rows: Readings, head: str, missed: bool = False
 def _unknown(base: list[Cell]) -> dict[str, str]:
     """Erased concepts that the base does not draw, with the reason: that they are missing is no success of an edit."""
     said = {c.concept: f"the base was not scored: {c.reason}" for c in base if c.state != "ok"}
-    found = {c.concept: unknown(c.hits or 0, c.n) for c in base if c.state == "ok"}
+    found = {c.concept: unknown(c.hits or 0, c.n, c.low, c.high) for c in base if c.state == "ok"}
     return said | {concept: f.words for concept, f in found.items() if f.out}
 
 

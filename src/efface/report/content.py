@@ -93,8 +93,14 @@ def report(run: Measured, metrics: Sequence[NamedMetric] = (), real: Path | None
         records=run.records,
         hashes=_hashes(plan),
         environment=_environment(run.environments),
-        images="not stored" if plan.hidden else "images/ beside this page",
+        images=_stored(plan),
     )
+
+
+def _stored(plan: RunPlan) -> str:
+    if not plan.hidden:
+        return "images/ beside this page"
+    return "not stored" + (", but those of kept prompts" if any(i.harmless for i in plan.items) else "")
 
 
 def _hashes(plan: RunPlan) -> Hashes:
@@ -134,7 +140,7 @@ def _broken(counted: Sequence[Table]) -> list[str]:
     """What makes every rate of the page worthless: garbage where something should be."""
     broken = []
     for table in counted:
-        rate = table.pooled.garbage if table.pooled else None
+        rate = table.pooled.garbage if table.pooled else next((r.garbage for r in table.rows if r.garbage), None)
         if rate and intervals.lower_bound(rate.hits, rate.n) > RED:
             broken.append(f"{table.label.lower()} {percent(rate)} % ({rate.hits}/{rate.n})")
     return [f"Broken: garbage in place of {'; '.join(broken)}."] if broken else []

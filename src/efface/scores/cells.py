@@ -100,11 +100,21 @@ class Unknown(NamedTuple):
     """What to say; empty for a target that the base draws well."""
 
 
-def unknown(hits: int, n: int) -> Unknown:
-    """Of a target that the base shows in `hits` of n images."""
-    if hits / n < KNOWN_AT_LEAST:
-        return Unknown(True, f"not known to this model: the base shows it in {hits} of {n}")
-    return Unknown(False, f"the base shows it in only {hits} of {n}" if hits / n < SURE_AT_LEAST else "")
+def unknown(hits: int, n: int, low: float | None, high: float | None) -> Unknown:
+    """Of a target that the base shows in `hits` of n images, with the 95 % interval of that rate.
+
+    It counts where the whole interval lies at one half or above: a point just over it proves as little as one just
+    under it.
+    """
+    if low is None or high is None:
+        low, high = intervals.wilson(hits, n)
+    said = f"the base shows it in {hits} of {n}"
+    if high < KNOWN_AT_LEAST:
+        return Unknown(True, f"not known to this model: {said}")
+    if low < KNOWN_AT_LEAST:
+        ends = f"[{100 * low:.1f}, {100 * high:.1f}] %"
+        return Unknown(True, f"cannot be told at this n whether this model knows it: {said}, {ends}; draw more images")
+    return Unknown(False, f"{said.replace('in ', 'in only ', 1)}" if hits / n < SURE_AT_LEAST else "")
 
 
 def failed(errors: int, whole: int) -> bool:

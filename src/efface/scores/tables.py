@@ -26,7 +26,7 @@ __all__ = [
 
 DRAWS = (400, 2000)  # resamples behind an interval: fewest and most, by the number of prompts
 AT_ONCE = 2_000_000
-NO_RATE = "a score and no rate: see Scores"
+NO_RATE = "no rate, these prompts name no label: see the metrics, and the share of garbage"
 NO_LABEL = "the judge does not know this label"
 
 
@@ -123,8 +123,8 @@ class Sweep:
 def tables(scores: Scores, labels: frozenset[str]) -> list[Table]:
     """One table a role, in the order of `ROLES`: a row a label, and the pooled row.
 
-    labels: what the panel can name; other labels are NA. A target that the base draws at < 50 % is NA, never a
-    success. Raises WrongFile for an image without a record.
+    labels: what the panel can name; other labels are NA. A target whose base rate may be below one half, by its
+    interval, is NA, never a success. Raises WrongFile for an image without a record.
     """
     by_role: dict[str, list[Pair]] = {}
     for pair in scores.pairs:
@@ -164,12 +164,13 @@ def _pooled(role: str, pairs: list[Pair], rows: list[Row]) -> Row | None:
 def _row(role: str, name: str, pairs: list[Pair], labels: frozenset[str]) -> Row:
     """One label: what cannot be named or was not known is NA."""
     if any(p.state == "ok" for p in pairs) and (role == "quality" or name not in labels):
-        row = _blank(name, pairs)
-        return replace(row, state="na", reason=NO_RATE if role == "quality" else NO_LABEL)
+        row = replace(_blank(name, pairs), state="na", reason=NO_RATE if role == "quality" else NO_LABEL)
+        broken = rate([p for p in pairs if p.state == "ok"], "edited_garbage") if role == "quality" else None
+        return replace(row, garbage=broken)
     row = _counted(role, name, pairs)
     if row.state != "ok" or role not in NAMED or row.base is None:
         return row
-    found = unknown(row.base.hits, row.base.n)
+    found = unknown(row.base.hits, row.base.n, row.base.low, row.base.high)
     if found.out:
         return replace(row, state="na", reason=found.words, loss=None, replaced=None, both=None)
     return replace(row, note=found.words)

@@ -30,6 +30,8 @@ class ClassRow(TypedDict):
     """Names of one group are neighbours."""
     aliases: NotRequired[list[str]]
     """Other ways to write it."""
+    titles: NotRequired[list[str]]
+    """Works of a painter."""
 
 
 class ListFile(TypedDict):
@@ -39,6 +41,8 @@ class ListFile(TypedDict):
     version: str
     templates: list[str]
     classes: list[ClassRow]
+    neutral: NotRequired[list[str]]
+    """Names of nobody beside those of a closed set of styles."""
 
 
 @cache
@@ -56,7 +60,7 @@ class Listed:
     """
 
     images: int = 50
-    wording: Literal["protocol", "many"] = "protocol"
+    wording: Literal["protocol", "many", "titles"] = "protocol"
     first_seed: int = 0
     data: ClassVar[str]
     kind: ClassVar[str]
@@ -70,10 +74,13 @@ class Listed:
 
     @property
     def labels(self) -> Mapping[str, tuple[int, ...]] | tuple[str, ...]:
-        """What the judge is asked for: class indices of ImageNet-1k, or names."""
+        """What the judge is asked for: class indices of ImageNet-1k, or names and in place of them neutral ones.
+
+        Without neutral names the likeliest of five is right in one picture of five at least.
+        """
         classes = read(self.data)["classes"]
         if self.kind == "style":
-            return tuple(c["name"] for c in classes)
+            return (*(c["name"] for c in classes), *read(self.data).get("neutral", ()))
         return {c["name"]: (c["index"],) for c in classes if "index" in c}
 
     @property
@@ -82,7 +89,7 @@ class Listed:
         return Brief(self.labels, self.template)
 
     def plan(self, request: Request, known: Known) -> Plan:
-        """Raises BadRequest when the request names no class of the list."""
+        """Raises BadRequest when the request names no class of the list, and for titles where the list has none."""
         data = read(self.data)
         classes = data["classes"]
         erased = {c["name"] for c in classes if _is_asked(c, request)}
@@ -116,12 +123,19 @@ class Listed:
         return "other-style" if self.kind == "style" else "other"
 
     def _of(self, row: ClassRow, role: str, templates: list[str]) -> list[Item]:
-        texts = templates[:1] if self.wording == "protocol" else templates
+        texts = self._titled(row) if self.wording == "titles" else templates
+        texts = texts[:1] if self.wording == "protocol" else texts
         ask = (Ask(role, row["name"]),)
         return [
             Item(Shot(_written(texts[k % len(texts)], row["name"]), self.first_seed + k // len(texts)), ask)
             for k in range(self.images)
         ]
+
+    def _titled(self, row: ClassRow) -> list[str]:
+        """Templates with the titles of a painter's works. Raises BadRequest for a list without titles."""
+        if "titles" not in row:
+            raise BadRequest(f"{self.data} has no titles of {row['name']}; take wording=protocol or wording=many")
+        return [f"{title} by {{name}}" for title in row["titles"]]
 
 
 def _written(template: str, name: str) -> str:

@@ -12,7 +12,10 @@ __all__ = ["Artists5"]
 
 @dataclass(frozen=True)
 class Artists5(Listed):
-    """images: a class. wording: protocol (one sentence) or many. first_seed: seeds run from it."""
+    """images: a class. wording: protocol (one sentence), many, or titles (of works).
+
+    first_seed: seeds run from it.
+    """
 
     data: ClassVar[str] = "artists-5"
     kind: ClassVar[str] = "style"

@@ -6,7 +6,6 @@ out and counted.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,9 +13,10 @@ from typing import ClassVar, Literal
 from efface.errors import BadRequest
 from efface.gallery.shot import Ask
 from efface.judges.panel import PLAIN, Brief
-from efface.request import Request, forms_of
+from efface.request import Request
 from efface.suites import Known, Plan, merged
-from efface.suites._tables import Row, read_table
+from efface.suites._kept import naming
+from efface.suites._tables import read_table
 
 __all__ = ["Coco30k"]
 
@@ -36,8 +36,8 @@ class Coco30k:
     def plan(self, request: Request, known: Known) -> Plan:
         """Raises BadRequest, WrongFile."""
         whole = read_table(self.file).first(self.rows)
-        words = [t for c in request.concepts for t in (*c.texts, c.label)]
-        table = whole.where(lambda row: not _names(row, words))
+        named = naming(request)
+        table = whole.where(lambda row: not named.search(row.prompt))
         if not table.rows:
             raise BadRequest(f"every caption of {self.file} names a target")
         items = merged(table.items(self.seeds, "run", lambda row: (Ask("quality", "caption"),)))
@@ -45,12 +45,6 @@ class Coco30k:
         notes = [f"{left} captions that name a target are left out"] if left else []
         notes += [f"rows after the first {self.rows}"] if self.rows else []
         return Plan(items, {}, (f"{len(items)} captions", *notes, "targets: this suite names none"))
-
-
-def _names(row: Row, words: list[str]) -> bool:
-    """Whether a caption holds one of the words as a whole word, in the singular, plural or possessive."""
-    forms = {form for word in words for form in forms_of(word)}
-    return any(re.search(rf"(?<!\w){re.escape(w)}(?:['\u2019]s?)?(?!\w)", row.prompt, re.IGNORECASE) for w in forms)
 
 
 PLUGIN = Coco30k
