@@ -57,8 +57,8 @@ class Plan:
         if self.request.kept_texts and not _reads_kept(self.method, self.request, self.model):
             preset = self.request.preset or self.model.card.preset
             found.append(
-                f"{self.name} with preset {preset} and these settings does not read kept texts: the "
-                f"{len(self.request.kept_texts)} that are named change nothing; take another preset or method for them"
+                f"{self.name} with preset {preset} and these settings does not read kept texts, so those of this "
+                f"request ({len(self.request.kept_texts)}) change nothing; take another preset or method for them"
             )
         return found + [
             f"{text!r} is taken as one name; where it is a list, repeat -c or --keep for each"

@@ -36,6 +36,11 @@ TASK = "engines._task:rehearsal"
 ENGINES = ["inline", "local:workers=2", pytest.param("ray:workers=2", marks=pytest.mark.cluster)]
 
 
+# Drawing in workers is in the fast tier too: tests/gallery/test_measure.py draws with two of them.
+LONG = [pytest.param(e, marks=pytest.mark.slow) if e == "local:workers=2" else e for e in ENGINES]
+at_length = pytest.mark.parametrize("engine", LONG, indirect=True)
+
+
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Engine:
     return engine_of(request.param)
@@ -133,6 +138,7 @@ def patch(tiny: efface.Model) -> efface.Patch:
     return efface.erase(tiny, ["dog"], keep=["cat"])
 
 
+@at_length
 def test_engine_and_order_change_no_pixel(
     engine: Engine, tiny: efface.Model, patch: efface.Patch, tmp_path: Path
 ) -> None:
@@ -187,6 +193,7 @@ def test_the_address_belongs_to_an_engine(cli: Cli, tmp_path: Path) -> None:
     assert "--engine" in said.err
 
 
+@at_length
 def test_generate_draws_the_same_files_with_every_engine(
     cli: Cli, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,7 +127,7 @@ def test_kept_texts_that_change_nothing_are_said(row: Row, tiny: Model) -> None:
 
 def test_a_keep_list_of_a_concept_that_is_not_read_is_said_too(tiny: Model) -> None:
     own = [Concept("dog", keep=("cat",))]
-    with pytest.warns(efface.EffaceWarning, match="the 1 that are named change nothing"):
+    with pytest.warns(efface.EffaceWarning, match=r"those of this request \(1\) change nothing"):
         efface.erase(tiny, own, method="scapre", preset="code")
     for negatives in ("keep", "empty"):
         found = plan(tiny, own, method="scapre", preset="code", negatives=negatives).warnings

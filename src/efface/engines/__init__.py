@@ -80,8 +80,8 @@ def engine_of(text: str, address: str = "") -> Engine:
 # --- what engines share ----------------------------------------------------------------------------------------------
 
 
-def opened(job: Job) -> Do:
-    """The job's task, opened. Raises UnknownName for a task that no room of Efface lists."""
+def task_of(job: Job) -> Task:
+    """The job's task. Raises UnknownName for one that no room of Efface lists; engines ask before a worker starts."""
     found = _NAME.fullmatch(job.task)
     if not found:
         raise UnknownName("task", job.task, ["gallery.task:drawing"])
@@ -91,7 +91,12 @@ def opened(job: Job) -> Do:
         tasks = {}
     if found[2] not in tasks:
         raise UnknownName("task", job.task, [f"{found[1]}:{name}" for name in tasks] or ["gallery.task:drawing"])
-    return tasks[found[2]](job.common, job.files)
+    return tasks[found[2]]
+
+
+def opened(job: Job) -> Do:
+    """The job's task, opened."""
+    return task_of(job)(job.common, job.files)
 
 
 def later(job: Job) -> Do:

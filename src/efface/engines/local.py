@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
-from efface.engines import Answer, Job, answered, later, result_of
+from efface.engines import Answer, Job, answered, later, result_of, task_of
 from efface.errors import BadRequest, EffaceError
 from efface.work import Work
 
@@ -52,6 +52,7 @@ class Local:
     def run(self, job: Job, shards: Sequence[object], work: Work, label: str) -> Iterator[object]:
         if job.gpu:
             raise BadRequest("the engine local draws on the CPU; leave --engine out, or name --engine ray")
+        task_of(job)
         lanes = min(self.workers or lanes_for(job.memory), len(shards))
         crew = _Crew(deque(json.dumps(shard) for shard in shards))
         try:

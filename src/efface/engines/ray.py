@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Literal, Protocol
 
-from efface.engines import Answer, Do, Job, answered, opened, result_of
+from efface.engines import Answer, Do, Job, answered, opened, result_of, task_of
 from efface.engines.local import QUIET
 from efface.errors import BadRequest, EffaceError, Unavailable
 from efface.work import Work
@@ -63,6 +63,7 @@ class Ray:
     def run(self, job: Job, shards: Sequence[object], work: Work, label: str) -> Iterator[object]:
         if not shards:
             return
+        task_of(job)
         ray = _joined(self.address)
         asked = self._asked(job)
         lanes = min(len(shards), _places(ray, asked), self.workers or len(shards))
