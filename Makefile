@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
+# without bytecode every process compiles its libraries anew, for 15 seconds
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup core demo test check fmt lint types docs bench test-slow test-ui test-gpu test-cluster test-kills world-claim ci clean
 

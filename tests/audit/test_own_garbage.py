@@ -86,7 +86,9 @@ def asked(model: efface.Model, tmp_path: Path, n: int, factor: float = -1.0) -> 
     )
 
 
-@pytest.mark.parametrize("kind", PANELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "features" else pytest.mark.slow) for kind in PANELS]
+)
 def test_noise_is_garbage_to_any_judge_with_features(
     kind: str, model: efface.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

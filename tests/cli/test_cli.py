@@ -354,6 +354,7 @@ def test_every_command_has_help(command: str, cli: Cli) -> None:
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_drawing_ends_with_130_and_the_same_command_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
     out, cache = tmp_path / "out" / "d", tmp_path / "cache"
     command = [sys.executable, "-c", "from efface.cli import main; main()", "generate", str(tiny_folder),
@@ -396,6 +397,7 @@ def test_ctrl_c_in_an_erase_leaves_no_patch(cli: Cli, place: Callable[[str], str
     assert run(cli, place, f"{ERASE} -c dog").code == 0
 
 
+@pytest.mark.slow
 def test_a_killed_erase_goes_on_from_its_last_checkpoint_to_the_same_bytes(
     cli: Cli, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

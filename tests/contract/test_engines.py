@@ -36,7 +36,7 @@ TASK = "engines._task:rehearsal"
 ENGINES = ["inline", "local:workers=2", pytest.param("ray:workers=2", marks=pytest.mark.cluster)]
 
 
-# Drawing in workers is in the fast tier too: tests/gallery/test_measure.py draws with two of them.
+# Drawing in workers is in the fast tier too: tests/gallery/test_measure.py draws with one of them.
 LONG = [pytest.param(e, marks=pytest.mark.slow) if e == "local:workers=2" else e for e in ENGINES]
 at_length = pytest.mark.parametrize("engine", LONG, indirect=True)
 
@@ -153,6 +153,7 @@ def test_engine_and_order_change_no_pixel(
     assert sorted(here.values()) != sorted(base.values())
 
 
+@at_length
 def test_an_image_that_fails_is_named_by_its_key(engine: Engine, tiny: efface.Model, tmp_path: Path) -> None:
     """A prompt that is too long is a wrong request, and ends the run in one sentence."""
     gallery = Gallery(Side("base", tiny), Sampling.of(tiny, 1), Images(tmp_path))

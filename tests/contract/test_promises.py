@@ -75,10 +75,14 @@ def _slow_if(long: bool) -> Any:
     return pytest.mark.slow if long else ()
 
 
-every_row_at_length = pytest.mark.parametrize(
-    "row", [pytest.param(r, marks=_slow_if(bool(r.budget) and str(r) != QUICK), id=str(r)) for r in ROWS]
-)
+def _at_length(rows: list[Row]) -> Any:
+    marked = [pytest.param(r, marks=_slow_if(bool(r.budget) and str(r) != QUICK), id=str(r)) for r in rows]
+    return pytest.mark.parametrize("row", marked)
+
+
+every_row_at_length = _at_length(ROWS)
 """Of laws that solve several times: rows that train or draw are slow, but for one."""
+every_weight_row_at_length = _at_length([r for r in ROWS if r.method not in GUARDS])
 
 
 @cache
@@ -116,7 +120,7 @@ def test_ask_is_pure(row: Row, tiny: Model) -> None:
     assert first.method == row.values
 
 
-@every_row
+@every_row_at_length
 def test_kept_texts_that_change_nothing_are_said(row: Row, tiny: Model) -> None:
     """The plan says so exactly where the edits with them and without them are the same."""
     said = any("does not read kept texts" in w for w in plan(tiny, CONCEPTS, KEEP, row.method, row.preset).warnings)
@@ -347,7 +351,7 @@ def test_order_of_concepts_and_of_kept_texts_does_not_matter(row: Row) -> None:
 # --- refusing ------------------------------------------------------------------------------------------------------
 
 
-@every_weight_row
+@every_weight_row_at_length
 def test_an_edit_that_changes_nothing_raises(row: Row) -> None:
     pipe = make_pipe()
     for site in efface.load(pipe).card.select("cross.k", "cross.v"):

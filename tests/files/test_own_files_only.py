@@ -154,10 +154,10 @@ def test_a_terminal_gets_no_control_character(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_output_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
-    code = "from efface.cli import main; main(['inspect', 'caf\\u00e9-\\udce9'])"
+    code = "from efface.cli import main; main(['list', 'caf\\u00e9-\\udce9'])"
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "EFFACE_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "caf\\xe9" in done.stderr
 

@@ -267,12 +267,13 @@ def test_demo_targets_are_qualified_and_of_the_report_half(mini: efface.Model) -
         assert row["half"] == "report"
 
 
-def test_worker_processes_draw_the_same_pixels(mini: efface.Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_worker_processes_draw_the_same_pixels(workers: int, mini: efface.Model, tmp_path: Path) -> None:
     prompts, seeds = ["a dog", "a star"], [3, 4]
     store = Images(tmp_path / "images")
     shard = [Row(p, s, key_of(seed=s)) for p, s in zip(prompts, seeds, strict=True)]
     patch = efface.erase(mini, ["dog"], keep=["cat"])
-    engine = Local(2)
+    engine = Local(workers)
     with patch.applied(mini), job_of(engine, mini, 2, 4.0, False, Work()) as job:
         for result in engine.run(job, [shard[:1], shard[1:]], Work(), "drawing"):
             for key, png in Drawn(**result).pngs():

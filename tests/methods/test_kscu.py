@@ -246,9 +246,9 @@ class Counting:
 @pytest.mark.parametrize(
     ("kind", "n", "preset", "advance", "least", "most"),
     [
-        ("object", 1, "code", "exact", 6.8, 7.0),
-        ("style", 1, "code", "exact", 7.8, 8.0),
-        ("object", 1, "code", "lagged", 4.8, 5.0),
+        pytest.param("object", 1, "code", "exact", 6.8, 7.0, marks=pytest.mark.slow),
+        pytest.param("style", 1, "code", "exact", 7.8, 8.0, marks=pytest.mark.slow),
+        pytest.param("object", 1, "code", "lagged", 4.8, 5.0, marks=pytest.mark.slow),
         ("style", 1, "code", "lagged", 5.9, 6.1),
         pytest.param("person", 1, "code", "exact", 14.7, 14.8, marks=pytest.mark.slow),
         pytest.param("person", 3, "code", "exact", 15.3, 15.4, marks=pytest.mark.slow),

@@ -213,6 +213,7 @@ assert not any(m.partition(".")[0] == "efface" for m in sys.modules), "efface wa
 """
 
 
+@pytest.mark.slow
 def test_diffusers_alone_loads_mini_and_what_apply_wrote(cli: Cli, tmp_path: Path) -> None:
     """No code of ours is imported in that process."""
     from efface.world import folder

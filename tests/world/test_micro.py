@@ -47,7 +47,7 @@ def test_it_draws_what_it_is_asked_for(judge: judges.WorldJudge, micro: efface.M
     assert seen(judge, micro, styled).mean() >= 0.75
 
 
-@pytest.mark.parametrize("name", GOLDS)
+@pytest.mark.parametrize("name", [pytest.param(GOLDS[0], marks=pytest.mark.slow), GOLDS[1]])
 def test_a_gold_does_not_draw_what_it_never_saw(name: str, judge: judges.WorldJudge, micro: efface.Model) -> None:
     gold = efface.load(name, device="cpu")
     withheld = json.loads((gold.folder / "gold.json").read_text())["withheld"]
@@ -59,7 +59,9 @@ def test_a_gold_does_not_draw_what_it_never_saw(name: str, judge: judges.WorldJu
     assert seen(judge, gold, plain(kept, range(900, 901))).mean() >= 0.8
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=pytest.mark.slow if m in ("fia", "kscu") else ()) for m in METHODS]
+)
 def test_methods_suppress_the_targets_and_keep_others(
     method: str, judge: judges.WorldJudge, micro: efface.Model
 ) -> None:

@@ -180,9 +180,6 @@ def _start() -> subprocess.Popen[str]:
 
 def _work(told: IO[str], say: IO[str]) -> None:
     """Do shard after shard until there is none, or until nobody is there to ask for more."""
-    import torch
-
-    torch.set_num_threads(1)
     first = json.loads(told.readline())
     parent, do = os.getppid(), later(Job(**first | {"files": tuple(Path(file) for file in first["files"])}))
     for line in told:
