@@ -57,8 +57,9 @@ def blurred(item: Item) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("edited", "state", "rule"),
-    [(other_things, "pass", ""), (noise, "fail", BROKEN), (one_colour, "fail", BROKEN), (blurred, "fail", BROKEN),
-     (named, "fail", "targets shown, together")],
+    [(other_things, "pass", ""), (noise, "fail", BROKEN),
+     pytest.param(one_colour, "fail", BROKEN, marks=pytest.mark.slow),
+     pytest.param(blurred, "fail", BROKEN, marks=pytest.mark.slow), (named, "fail", "targets shown, together")],
 )  # fmt: skip
 def test_the_default_gate_knows_an_edit_from_a_broken_model(
     edited: Paint, state: str, rule: str, model: efface.Model, tmp_path: Path

@@ -202,7 +202,7 @@ def test_statistics_are_those_of_single_runs(halves: str, tiny_pipe: MakePipe) -
         torch.testing.assert_close(found, values.mean(0) + values.std(0, correction=0), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("score", ["cosine", "norm"])
+@pytest.mark.parametrize("score", ["cosine", pytest.param("norm", marks=pytest.mark.slow)])
 def test_lock_step_gives_the_masks_of_single_runs(
     score: str, tiny_pipe: MakePipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +307,7 @@ def least(tiny_pipe: MakePipe) -> Model:
     return model
 
 
+@pytest.mark.slow
 def test_evaluations_of_one_concept_and_of_ten_with_five_pairs(least: Model) -> None:
     """One evaluation is a guided call for one prompt, both halves; at equal prompts, then with the paper's pairs."""
     one = evaluations(least, "dog", "code", alpha="off", prompts=30, **FIFTY)

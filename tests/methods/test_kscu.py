@@ -218,7 +218,7 @@ def test_latents_are_ddim_steps_of_the_network_just_updated(wide: Model) -> None
 
 
 @pytest.mark.parametrize("advance", ["exact", "lagged"])
-@pytest.mark.parametrize("trajectory", ["walk", "fresh"])
+@pytest.mark.parametrize("trajectory", ["walk", pytest.param("fresh", marks=pytest.mark.slow)])
 def test_counted_rows_are_those_of_the_table(advance: str, trajectory: str, model: Model) -> None:
     """3.7-13: rows that went through the network in a real run."""
     settings = {"updates": 9, "steps": 6, "first_step": 3, "loops": 2, "augment": 0.3}
@@ -466,7 +466,9 @@ class StopsAt(Work):
         super().check()
 
 
-@pytest.mark.parametrize(("preset", "stops"), [("code", (2, 3, 4, 5)), ("efface", (3,))])
+@pytest.mark.parametrize(
+    ("preset", "stops"), [pytest.param("code", (2, 3, 4, 5), marks=pytest.mark.slow), ("efface", (3,))]
+)
 def test_stopped_in_a_pass_at_a_jump_or_late_and_resumed_the_patch_is_the_same(
     preset: str, stops: tuple[int, ...], model: Model
 ) -> None:

@@ -59,9 +59,7 @@ def test_a_gold_does_not_draw_what_it_never_saw(name: str, judge: judges.WorldJu
     assert seen(judge, gold, plain(kept, range(900, 901))).mean() >= 0.8
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=pytest.mark.slow if m in ("fia", "kscu") else ()) for m in METHODS]
-)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if m != "uce" else ()) for m in METHODS])
 def test_methods_suppress_the_targets_and_keep_others(
     method: str, judge: judges.WorldJudge, micro: efface.Model
 ) -> None:

@@ -149,6 +149,7 @@ def test_pairs_stay_in_their_halves() -> None:
         assert ((side != 255).any(-1).flatten(1).sum(1) > 40).all()
 
 
+@pytest.mark.slow
 def test_styles_are_balanced_when_a_family_draws_fewer() -> None:
     whole = fake_sprites(things=12)
     keep = (whole.styles == 0) | (whole.objects < 2)
