@@ -46,7 +46,8 @@ class Row:
     def budget(self) -> dict[str, Any]:
         """How much a method trains or draws (settings of these names) is cut, everything else is the preset's."""
         names = [path.rpartition(".")[2] for path in registry.flat(self.values)]
-        return {name: 2 for name in names if name.startswith(("updates", "prompts", "saliency_steps"))}
+        cut = {name: 2 for name in names if name.startswith(("updates", "prompts", "saliency_steps"))}
+        return cut | ({"latents.steps": 10} if self.method == "esd" else {})
 
     @property
     def values(self) -> Any:
@@ -68,7 +69,6 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 GUARDS = ("negative-prompt",)  # they change no weight
 every_weight_row = pytest.mark.parametrize("row", [r for r in ROWS if r.method not in GUARDS], ids=str)
 every_method = pytest.mark.parametrize("method", METHODS)
-QUICK = "kscu-world"  # of the rows that train or draw, the one whose long laws stay in the fast tier
 
 
 def _slow_if(long: bool) -> Any:
@@ -76,12 +76,12 @@ def _slow_if(long: bool) -> Any:
 
 
 def _at_length(rows: list[Row]) -> Any:
-    marked = [pytest.param(r, marks=_slow_if(bool(r.budget) and str(r) != QUICK), id=str(r)) for r in rows]
+    marked = [pytest.param(r, marks=_slow_if(bool(r.budget)), id=str(r)) for r in rows]
     return pytest.mark.parametrize("row", marked)
 
 
 every_row_at_length = _at_length(ROWS)
-"""Of laws that solve several times: rows that train or draw are slow, but for one."""
+"""Of laws that solve several times: rows that train or draw are slow; their own files hold the fast ones."""
 every_weight_row_at_length = _at_length([r for r in ROWS if r.method not in GUARDS])
 
 
