@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import PNDMScheduler
 
+from efface import registry
 from efface.evidence.gather import Evidence, _Recorder
 from efface.model.card import Card, Site, Stream
 from efface.model.places import Step
@@ -30,6 +31,9 @@ SHAPES = [(320, 1280)] * 5 + [(640, 2560)] * 5 + [(1280, 5120)] * 6
 
 class FeedForwards:
     """These layers as a Model; nothing can be drawn from it."""
+
+    device = torch.device("cpu")
+    family = registry.find("families", "stable-diffusion")()
 
     def __init__(self) -> None:
         sites = tuple(Site(f"block.{i:02d}", "ff.out", shape) for i, shape in enumerate(SHAPES))
